@@ -1,0 +1,22 @@
+"""The calculus of softmax classifiers, exact and at scale.
+
+>>> import jax.numpy as jnp, jaxgrad as jg
+>>> logits, targets = jnp.array([[20.0, 0.0, -3.0]]), jnp.array([0])
+>>> jg.cross_entropy(logits, targets)             # in nats; not rounded to 0
+Array([2.163814e-09], dtype=float32)
+>>> jg.cross_entropy_grad(logits, targets)        # p - y, exact where p rounds to y
+Array([[-2.1638138e-09,  2.0611537e-09,  1.0261879e-10]], dtype=float32)
+"""
+
+from jaxgrad._binary_cross_entropy import binary_cross_entropy as binary_cross_entropy
+from jaxgrad._binary_cross_entropy import binary_cross_entropy_grad as binary_cross_entropy_grad
+from jaxgrad._binary_cross_entropy import binary_cross_entropy_hessian as binary_cross_entropy_hessian
+from jaxgrad._cross_entropy import cross_entropy as cross_entropy
+from jaxgrad._cross_entropy import cross_entropy_grad as cross_entropy_grad
+from jaxgrad._cross_entropy import cross_entropy_hessian as cross_entropy_hessian
+from jaxgrad._cross_entropy import entropy as entropy
+from jaxgrad._cross_entropy import entropy_grad as entropy_grad
+from jaxgrad._softmax import log_softmax as log_softmax
+from jaxgrad._softmax import logsumexp as logsumexp
+from jaxgrad._softmax import softmax as softmax
+from jaxgrad._softmax import softmax_jacobian as softmax_jacobian

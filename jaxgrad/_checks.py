@@ -1,0 +1,105 @@
+"""Refuse bad shapes and dtypes while tracing, bad class ids at once when their values are known.
+
+Three tiers: a static fact raises here; a value that only a running program knows becomes NaN where it
+is used; what is promised and not looked at is said in the docstring, and `jaxgrad.validate` looks.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+
+def as_logits(name: str, x: ArrayLike) -> jax.Array:
+    """`x` as a floating array (..., C) with C >= 1."""
+    x = as_floating(name, x)
+    if x.ndim == 0:
+        raise ValueError(f"{name}: expected shape (..., C) with the classes on the last axis, got a scalar; pass an array of C scores")
+    if x.shape[-1] == 0:
+        raise ValueError(f"{name}: expected at least one class on the last axis, got shape {x.shape}; check the class axis")
+    return x
+
+
+def as_floating(name: str, x: ArrayLike) -> jax.Array:
+    """`x` as an array of a real floating dtype."""
+    x = as_array(name, x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected a real floating dtype, got {x.dtype}; convert with .astype(jnp.float32)")
+    return x
+
+
+def as_array(name: str, x: ArrayLike) -> jax.Array:
+    """`x` as a JAX array; what has no dtype to become one is refused by name."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected an array, got {type(x).__name__}; pass a JAX or NumPy array") from error
+
+
+def as_targets(name: str, y: ArrayLike, logits: jax.Array) -> jax.Array:
+    """`y` as class ids `logits.shape[:-1]` of an integer dtype, or distributions `logits.shape` of a floating one."""
+    y = as_array(name, y)
+    ids, distributions = logits.shape[:-1], logits.shape
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        if y.shape != ids:
+            remedy = f"jnp.broadcast_to({name}, {ids})" if _broadcasts(y.shape, ids) else "one id for each row of the logits"
+            if y.shape == distributions:
+                remedy = f"{name}.astype(jnp.float32) if these are distributions"
+            raise ValueError(f"{name}: integers are class ids, expected shape {ids} for logits of shape {distributions}, got {y.shape}; pass {remedy}")
+    elif jnp.issubdtype(y.dtype, jnp.floating) or y.dtype == jnp.bool_:
+        if y.shape != distributions:
+            if y.shape == ids:
+                raise TypeError(
+                    f"{name}: {y.dtype} values are distributions, expected shape {distributions}, got {y.shape}; "
+                    f"pass {name}.astype(jnp.int32) if these are class ids"
+                )
+            remedy = f"jnp.broadcast_to({name}, {distributions})" if _broadcasts(y.shape, distributions) else "one distribution for each row"
+            raise ValueError(f"{name}: {y.dtype} values are distributions, expected the shape of the logits {distributions}, got {y.shape}; pass {remedy}")
+    else:
+        raise TypeError(f"{name}: expected integer class ids or floating distributions, got {y.dtype}; pass int32 ids or float32 distributions")
+    return y
+
+
+def as_mask(name: str, where: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    """`where` as booleans of exactly `shape`, one for each example."""
+    where = as_array(name, where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"{name}: expected booleans, True for the examples that count, got {where.dtype}; pass {name}.astype(bool)")
+    same_shape(name, where, shape, "one boolean for each example")
+    return where
+
+
+def same_shape(name: str, x: jax.Array, shape: tuple[int, ...], meaning: str) -> None:
+    """Raise unless `x` has exactly `shape`: nothing broadcasts by itself."""
+    if x.shape != shape:
+        remedy = f"pass jnp.broadcast_to({name}, {shape})" if _broadcasts(x.shape, shape) else "check its axes"
+        raise ValueError(f"{name}: expected shape {shape} ({meaning}), got {x.shape}; {remedy}")
+
+
+def ids_in_range(name: str, ids: jax.Array, num_classes: int, where: jax.Array | None) -> None:
+    """Raise IndexError for the first class id outside [0, C), if the values are at hand; under a transformation do nothing."""
+    if any(isinstance(x, jax.core.Tracer) or not x.is_fully_addressable for x in (ids, where) if x is not None):
+        return
+    values = np.asarray(ids)
+    bad = (values < 0) | (values >= num_classes)
+    if where is not None:
+        bad &= np.asarray(where)
+    if bad.any():
+        at = np.unravel_index(int(bad.argmax()), bad.shape)
+        place = "".join(f"[{i}]" for i in at)
+        raise IndexError(
+            f"{name}{place}: expected a class id from 0 to {num_classes - 1}, got {values[at]}; "
+            "negative ids do not wrap around; leave an example out with where="
+        )
+
+
+def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
+    """The dtype to compute in: that of the arrays promoted together, and at least float32."""
+    return jnp.promote_types(jnp.float32, jnp.result_type(*[jnp.promote_types(jnp.float32, a.dtype) for a in arrays]))
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False

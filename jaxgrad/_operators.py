@@ -1,0 +1,100 @@
+"""Structured linear operators: products, diagonal, trace and the dense matrix, without storing the matrix.
+
+An operator is a frozen pytree, batched over leading axes: it stands for matrices (..., C, C).
+"""
+
+import abc
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxgrad import _checks
+
+
+class SymmetricOperator(abc.ABC):
+    """A batch of symmetric matrices (..., C, C) of which only the structure is stored."""
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """(..., C, C)."""
+
+    @property
+    @abc.abstractmethod
+    def dtype(self) -> jnp.dtype:
+        """The dtype of what comes back."""
+
+    @abc.abstractmethod
+    def matvec(self, vector: jax.Array) -> jax.Array:
+        """The product with one vector (..., C) for each matrix."""
+
+    @abc.abstractmethod
+    def diagonal(self) -> jax.Array:
+        """The diagonals (..., C)."""
+
+    @abc.abstractmethod
+    def trace(self) -> jax.Array:
+        """The traces (...)."""
+
+    @abc.abstractmethod
+    def to_dense(self) -> jax.Array:
+        """The matrices (..., C, C), symmetric to the bit."""
+
+    @property
+    def T(self) -> "SymmetricOperator":
+        """The transpose: the operator itself."""
+        return self
+
+    def __matmul__(self, other: jax.Array) -> jax.Array:
+        """The product with vectors (..., C), or with blocks (..., C, K) of K column vectors each.
+
+        Raises:
+          TypeError: `other` is not of a real floating dtype.
+          ValueError: its shape is neither.
+        """
+        other = _checks.as_floating("other", other)
+        if other.shape == self.shape[:-1]:
+            return self.matvec(other)
+        if other.ndim == len(self.shape) and other.shape[:-1] == self.shape[:-1]:
+            return jax.vmap(self.matvec, in_axes=-1, out_axes=-1)(other)
+        raise ValueError(
+            f"other: expected vectors {self.shape[:-1]} or blocks {self.shape[:-1]} + (K,) for matrices {self.shape}, got {other.shape}; check its axes"
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Diagonal(SymmetricOperator):
+    """diag(values): `values` (..., C) holds the diagonals."""
+
+    values: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., C, C)."""
+        return (*self.values.shape, self.values.shape[-1])
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of `values`."""
+        return self.values.dtype
+
+    def matvec(self, vector: jax.Array) -> jax.Array:
+        """values ∘ vector, (..., C)."""
+        vector = _checks.as_floating("vector", vector)
+        _checks.same_shape("vector", vector, self.values.shape, "one vector for each matrix")
+        return self.values * vector.astype(self.dtype)
+
+    def diagonal(self) -> jax.Array:
+        """The values, (..., C)."""
+        return self.values
+
+    def trace(self) -> jax.Array:
+        """The sum of the values, (...)."""
+        return self.values.sum(-1)
+
+    def to_dense(self) -> jax.Array:
+        """The matrices (..., C, C)."""
+        eye = jnp.eye(self.values.shape[-1], dtype=bool)
+        return jnp.where(eye, self.values[..., None], 0)

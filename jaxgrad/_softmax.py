@@ -1,0 +1,360 @@
+"""Softmax, its logarithms, and their derivatives without cancellation.
+
+    softmax(z)_i     = e^{z_i} / Σ_j e^{z_j} = p_i       softmax-1
+    ∂p/∂z            = J = diag(p) − p pᵀ                softmax-3    symmetric, J·1 = 0, PSD
+    log_softmax(z)_i = z_i − logsumexp(z)
+    ∂(log p)/∂z · v  = v − ⟨p, v⟩
+    J v              = p ∘ (v − ⟨p, v⟩)
+
+Let k be the (first) heaviest class and s the sum of e^{z_j − z_k} over the others. Then p_k = 1/(1+s) and
+1 − p_k = s/(1+s) are both accurate to the last bits, however close p_k is to 1.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxgrad import _checks
+from jaxgrad._linear import define_derivatives, linear_map
+from jaxgrad._operators import SymmetricOperator
+
+
+def softmax(logits: ArrayLike) -> jax.Array:
+    """Softmax over the last axis: p_i = e^{z_i} / Σ_j e^{z_j} (softmax-1).
+
+    A class with logit −inf has probability 0. A row that is all −inf, or holds +inf or NaN, is NaN throughout.
+
+    Args:
+      logits: z, (..., C), floating.
+
+    Returns:
+      probs: p, (..., C), in the dtype of `logits`; computed in at least float32.
+
+    Raises:
+      TypeError: `logits` is not of a real floating dtype.
+      ValueError: there is no class axis, or no class on it.
+
+    Source: Bridle 1990, doi:10.1007/978-3-642-76153-9_28.
+    """
+    z = _checks.as_logits("logits", logits)
+    return _softmax(z.astype(_checks.compute_dtype(z))).astype(z.dtype)
+
+
+def log_softmax(logits: ArrayLike) -> jax.Array:
+    """Logarithm of softmax over the last axis: z_i − log Σ_j e^{z_j}, in nats.
+
+    Accurate at the heaviest class too, where it is −log1p(Σ_{j≠k} e^{z_j − z_k}) and does not round to 0.
+
+    Args:
+      logits: z, (..., C), floating; −inf masks a class, whose log-probability is −inf.
+
+    Returns:
+      log_probs: (..., C), in the dtype of `logits`; computed in at least float32.
+
+    Raises:
+      TypeError: `logits` is not of a real floating dtype.
+      ValueError: there is no class axis, or no class on it.
+
+    Source: Blanchard, Higham and Higham 2021, doi:10.1093/imanum/draa038.
+    """
+    z = _checks.as_logits("logits", logits)
+    return log_probs(z.astype(_checks.compute_dtype(z))).astype(z.dtype)
+
+
+def logsumexp(logits: ArrayLike) -> jax.Array:
+    """Logarithm of the sum of exponentials over the last axis, log Σ_j e^{z_j}, in nats.
+
+    −inf if all logits are, +inf if one is. Its relative accuracy near 0 is that of max z.
+
+    Args:
+      logits: z, (..., C), floating.
+
+    Returns:
+      (...), at least float32.
+
+    Raises:
+      TypeError: `logits` is not of a real floating dtype.
+      ValueError: there is no class axis, or no class on it.
+
+    Source: Blanchard, Higham and Higham 2021, doi:10.1093/imanum/draa038.
+    """
+    z = _checks.as_logits("logits", logits)
+    return _logsumexp(z.astype(_checks.compute_dtype(z)))
+
+
+def softmax_jacobian(logits: ArrayLike) -> "SoftmaxJacobian":
+    """The Jacobian of softmax, J = diag(p) − p pᵀ (softmax-2, softmax-3), as an operator with O(C) memory.
+
+    It is also the Hessian of cross-entropy in the logits (hess-1), the Fisher information of a categorical
+    distribution and the covariance of a one-hot draw from it.
+
+    Args:
+      logits: z, (..., C), floating.
+
+    Returns:
+      An operator of shape (..., C, C): `matvec`, `@`, `T`, `diagonal()`, `trace()`, `to_dense()`.
+
+    Raises:
+      TypeError: `logits` is not of a real floating dtype.
+      ValueError: there is no class axis, or no class on it.
+
+    Source: Böhning 1992, doi:10.1007/BF00048682.
+    """
+    z = _checks.as_logits("logits", logits)
+    return SoftmaxJacobian(z, jnp.ones(z.shape[:-1], _checks.compute_dtype(z)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SoftmaxJacobian(SymmetricOperator):
+    """scale · (diag(p) − p pᵀ) with p = softmax(logits): `logits` (..., C), `scale` (...)."""
+
+    logits: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., C, C)."""
+        return (*self.logits.shape, self.logits.shape[-1])
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of `logits`, in which everything with a class axis comes back."""
+        return self.logits.dtype
+
+    def matvec(self, vector: ArrayLike) -> jax.Array:
+        """J v, (..., C), for one vector (..., C) a row: p ∘ (v − ⟨p, v⟩), accurate also if v has a large common offset.
+
+        Raises:
+          TypeError: `vector` is not of a real floating dtype.
+          ValueError: its shape is not that of the logits.
+        """
+        v = _checks.as_floating("vector", vector)
+        _checks.same_shape("vector", v, self.logits.shape, "one vector for each row of the logits")
+        z = self._wide_logits()
+        return (self.scale[..., None] * jacobian_product(z, v.astype(z.dtype))).astype(self.dtype)
+
+    def diagonal(self) -> jax.Array:
+        """p_i (1 − p_i), (..., C)."""
+        z = self._wide_logits()
+        return (self.scale[..., None] * (_softmax(z) * _complement(z))).astype(self.dtype)
+
+    def trace(self) -> jax.Array:
+        """Σ_i p_i (1 − p_i) = 1 − ‖p‖², (...), at least float32."""
+        z = self._wide_logits()
+        return self.scale * (_softmax(z) * _complement(z)).sum(-1)
+
+    def to_dense(self) -> jax.Array:
+        """The matrices (..., C, C): p_i (1[i=j] − p_j), symmetric to the bit."""
+        z = self._wide_logits()
+        p = _softmax(z)
+        off_diagonal = -(p[..., :, None] * p[..., None, :])
+        on_diagonal = (p * _complement(z))[..., None]
+        dense = jnp.where(jnp.eye(z.shape[-1], dtype=bool), on_diagonal, off_diagonal)
+        return (self.scale[..., None, None] * dense).astype(self.dtype)
+
+    def _wide_logits(self) -> jax.Array:
+        return self.logits.astype(_checks.compute_dtype(self.logits, self.scale))
+
+
+# The functions below take logits of the dtype to compute in, at least float32.
+
+
+@jax.custom_jvp
+def _softmax(z: jax.Array) -> jax.Array:
+    return split_at_heaviest(z).probs
+
+
+@_softmax.defjvp
+def _(primals, tangents):
+    return _softmax(*primals), jacobian_product(*primals, *tangents)
+
+
+@jax.custom_jvp
+def _complement(z: jax.Array) -> jax.Array:
+    """1 − p, without subtracting from 1 where p is more than half of it."""
+    at_k = split_at_heaviest(z)
+    return jnp.where(at_k.heaviest, at_k.complement, 1 - at_k.probs)
+
+
+@_complement.defjvp
+def _(primals, tangents):
+    return _complement(*primals), -jacobian_product(*primals, *tangents)
+
+
+@jax.custom_jvp
+def log_probs(z: jax.Array) -> jax.Array:
+    at_k = split_at_heaviest(z)
+    return at_k.shifted + (at_k.shifted_tail - at_k.log_sum)
+
+
+@log_probs.defjvp
+def _(primals, tangents):
+    return log_probs(*primals), deviation(*primals, *tangents)
+
+
+@jax.custom_jvp
+def _logsumexp(z: jax.Array) -> jax.Array:
+    m = z.max(-1)
+    return jnp.where(jnp.isfinite(m), m + split_at_heaviest(z).log_sum[..., 0], m)
+
+
+@_logsumexp.defjvp
+def _(primals, tangents):
+    (z,), (dz,) = primals, tangents
+    return _logsumexp(z), (_softmax(z) * dz).sum(-1)
+
+
+def _jacobian_product(z: jax.Array, v: jax.Array) -> jax.Array:
+    """J v = p ∘ (v − ⟨p, v⟩)."""
+    at_k = split_at_heaviest(z)
+    total = lax.optimization_barrier(1 + at_k.others)  # or the compiler folds total − 1
+    lost = (at_k.others - (total - 1)) / total
+    inverse = 1 / (total * total)
+    return at_k.exps * _pairwise_differences(at_k, v) * (inverse - inverse * (2 * lost))
+
+
+def _deviation(z: jax.Array, v: jax.Array) -> jax.Array:
+    """v − ⟨p, v⟩."""
+    at_k = split_at_heaviest(z)
+    return _pairwise_differences(at_k, v) / (1 + at_k.others)
+
+
+def _pairwise_differences(at_k: "_Split", v: jax.Array) -> jax.Array:
+    """Σ_i e_i (v_j − v_i) with e = e^{z − z_k}: v_j − v_k, and the other classes about a centre.
+
+    Any centre will do in exact arithmetic. The mean of the others leaves no common offset to cancel; 0, where v_k
+    does not share its sign, makes J e_i hold the very products e_i e_j, so that the matrix is symmetric to the bit.
+    """
+    e_rest = jnp.where(at_k.heaviest, 0, at_k.exps)
+    v_k = jnp.where(at_k.heaviest, v, 0).sum(-1, keepdims=True)
+    mean = jnp.where(at_k.others > 0, (e_rest * v).sum(-1, keepdims=True) / at_k.others, v_k)
+    u = v - jnp.where(jnp.sign(v_k) * jnp.sign(mean) > 0, mean, 0)
+    return (v - v_k) + (at_k.others * u - (e_rest * u).sum(-1, keepdims=True))
+
+
+def _deviation_transpose(z: jax.Array, w: jax.Array) -> jax.Array:
+    """w − p Σw; at the heaviest class (1 − p_k) w_k − p_k Σ_{j≠k} w_j."""
+    at_k = split_at_heaviest(z)
+    rest = jnp.where(at_k.heaviest, 0, w).sum(-1, keepdims=True)
+    return jnp.where(at_k.heaviest, at_k.complement * w - at_k.probs * rest, w - at_k.probs * w.sum(-1, keepdims=True))
+
+
+def _zero_sum_terms(gradient: jax.Array, v: jax.Array) -> jax.Array:
+    """g ∘ (v − c): recentring v does not change the sum if Σg = 0."""
+    weight = jnp.abs(gradient)
+    total = weight.sum(-1, keepdims=True)
+    return gradient * (v - jnp.where(total > 0, (weight * v).sum(-1, keepdims=True) / total, 0))
+
+
+jacobian_product = linear_map("jacobian_product", _jacobian_product)  # J v = p ∘ (v − ⟨p, v⟩)
+deviation = linear_map("deviation", _deviation)  # v − ⟨p, v⟩, the derivative of log_softmax
+deviation_transpose = linear_map("deviation_transpose", _deviation_transpose)  # w − p Σw
+_zero_sum_products = linear_map("zero_sum_products", _zero_sum_terms)
+
+define_derivatives(
+    jacobian_product,
+    transpose=jacobian_product,
+    in_r=lambda z, v, dz: jacobian_product(z, deviation(z, v) * deviation(z, dz)),
+)
+define_derivatives(
+    deviation,
+    transpose=deviation_transpose,
+    in_r=lambda z, v, dz: -(jacobian_product(z, v) * dz).sum(-1, keepdims=True) * jnp.ones_like(v),
+)
+define_derivatives(
+    deviation_transpose,
+    transpose=deviation,
+    in_r=lambda z, w, dz: -jacobian_product(z, dz) * w.sum(-1, keepdims=True),
+)
+define_derivatives(_zero_sum_products, transpose=jnp.multiply, in_r=lambda _, v, dg: dg * v)
+
+
+def zero_sum_product(gradient: jax.Array, v: jax.Array) -> jax.Array:
+    """⟨g, v⟩ over the last axis for a gradient in the logits, Σg = 0: a common offset in v costs no digits."""
+    return _zero_sum_products(gradient, v).sum(-1)
+
+
+class _Split(NamedTuple):
+    """Softmax about its (first) heaviest class k: what is near 1 is written with its distance from 1."""
+
+    heaviest: jax.Array  # (..., C): True at k
+    shifted: jax.Array  # (..., C): z − z_k, rounded
+    shifted_tail: jax.Array  # (..., C): what that rounding lost
+    exps: jax.Array  # (..., C): e^{z − z_k}
+    others: jax.Array  # (..., 1): s = Σ_{j≠k} e^{z_j − z_k}
+
+    @property
+    def probs(self) -> jax.Array:
+        """p, (..., C)."""
+        return self.exps / (1 + self.others)
+
+    @property
+    def complement(self) -> jax.Array:
+        """1 − p_k, (..., 1)."""
+        return self.others / (1 + self.others)
+
+    @property
+    def log_sum(self) -> jax.Array:
+        """log Σ_j e^{z_j − z_k} = −log p_k, (..., 1)."""
+        return log1p(self.others)
+
+
+def split_at_heaviest(z: jax.Array) -> _Split:
+    """Softmax of logits (..., C), split at k; NaN throughout a row that has no finite maximum."""
+    m = finite_max(z)
+    index = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)
+    heaviest = index == jnp.where(z == m, index, z.shape[-1]).min(-1, keepdims=True)
+    e, d, tail = exp_shifted(z, m)
+    return _Split(heaviest, d, tail, e, jnp.where(heaviest, 0, e).sum(-1, keepdims=True))
+
+
+def finite_max(z: jax.Array) -> jax.Array:
+    """max z, (..., 1), or NaN where that is not finite, so that the whole row becomes NaN."""
+    m = z.max(-1, keepdims=True)
+    return jnp.where(jnp.isfinite(m), m, jnp.nan)
+
+
+def exp_shifted(z: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """e^{z − m} for m >= z, z − m rounded, and what that rounding lost (two_diff: Knuth, TAOCP 2, 4.2.2)."""
+    d = z - m
+    z_part = d + m
+    tail = (z - z_part) - (m - (z_part - d))
+    tail = jnp.where(d > jnp.finfo(d.dtype).minexp, tail, 0)
+    return _exp(d, tail), d, tail
+
+
+def log1p(x: jax.Array) -> jax.Array:
+    """log(1 + x) for x >= 0 within 1.5 ULP, where the backend's is off by 2.4 in the middle.
+
+    The barrier keeps the compiler from folding (1 + x) − 1 into x (Higham 2002, doi:10.1137/1.9780898718027, 1.14.1).
+    """
+    near = lax.optimization_barrier(1 + x)
+    return jnp.where(x < 0.3, jnp.log1p(x), jnp.log(near) + (x - (near - 1)) / near)
+
+
+def _exp(d: jax.Array, lo: jax.Array) -> jax.Array:
+    """e^{d + lo} for d <= 0 within 0.6 ULP; the backends' own differ in accuracy, and take no low part of the argument.
+
+    e^{d + lo} = 2^n e^r with |r| <= log(2)/2, what is below the smallest normal number being 0
+    (Tang 1989, doi:10.1145/63522.214389).
+    """
+    info = jnp.finfo(d.dtype)
+    log2_head, log2_tail, terms = (0.693359375, -2.12194440054690583e-4, 7) if info.bits == 32 else (6.93147180369123816e-1, 1.90821492927058770e-10, 13)
+    d = jnp.maximum(d, (info.minexp - 60) * math.log(2))
+    n = jnp.round(d * (1 / math.log(2)))
+    head, tail = d - n * log2_head, n * log2_tail - lo
+    r = head - tail
+    series = jnp.full_like(r, 1 / math.factorial(terms))
+    for k in range(terms - 1, 1, -1):
+        series = series * r + 1 / math.factorial(k)
+    exponent = n.astype(jnp.int32 if info.bits == 32 else jnp.int64) + (64 + info.maxexp - 1)
+    power = lax.bitcast_convert_type(exponent << info.nmant, d.dtype)  # 2^(n + 64): no part of the sum underflows
+    linear = power * r
+    rounded = power + linear
+    return (rounded + ((linear - (rounded - power)) + power * (((head - r) - tail) + r * r * series))) * 2.0**-64
