@@ -11,11 +11,16 @@ Array([[-2.1638138e-09,  2.0611537e-09,  1.0261879e-10]], dtype=float32)
 from jaxgrad._binary_cross_entropy import binary_cross_entropy as binary_cross_entropy
 from jaxgrad._binary_cross_entropy import binary_cross_entropy_grad as binary_cross_entropy_grad
 from jaxgrad._binary_cross_entropy import binary_cross_entropy_hessian as binary_cross_entropy_hessian
+from jaxgrad._chain import ChainGradients as ChainGradients
+from jaxgrad._chain import chain_gradients as chain_gradients
+from jaxgrad._checks import validate as validate
 from jaxgrad._cross_entropy import cross_entropy as cross_entropy
 from jaxgrad._cross_entropy import cross_entropy_grad as cross_entropy_grad
 from jaxgrad._cross_entropy import cross_entropy_hessian as cross_entropy_hessian
 from jaxgrad._cross_entropy import entropy as entropy
 from jaxgrad._cross_entropy import entropy_grad as entropy_grad
+from jaxgrad._operators import Diagonal as Diagonal
+from jaxgrad._softmax import SoftmaxJacobian as SoftmaxJacobian
 from jaxgrad._softmax import log_softmax as log_softmax
 from jaxgrad._softmax import logsumexp as logsumexp
 from jaxgrad._softmax import softmax as softmax

@@ -93,6 +93,47 @@ def ids_in_range(name: str, ids: jax.Array, num_classes: int, where: jax.Array |
         )
 
 
+def validate(logits: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None) -> None:
+    """Check the values that the losses take on trust; call it outside `jit`, on data rather than in a training step.
+
+    Args:
+      logits: z, (..., C), floating: finite or −inf, with a finite one in each row.
+      targets: class ids (...) from 0 to C − 1, or distributions (..., C): finite, non-negative, with sum 1 to the
+        rounding of their dtype, and 0 where the logit is −inf.
+      where: (...), boolean; an example where it is False is not looked at.
+
+    Raises:
+      TypeError, ValueError, IndexError: as `cross_entropy`.
+      ValueError: a value is not as promised; the message names the first.
+    """
+    z = as_logits("logits", logits)
+    y = as_targets("targets", targets, z)
+    mask = jnp.ones(z.shape[:-1], bool) if where is None else as_mask("where", where, z.shape[:-1])
+    if any(isinstance(x, jax.core.Tracer) for x in (z, y, mask)):
+        raise TypeError("validate: expected concrete values, got traced ones; call it outside jit, grad and vmap")
+    keep = np.asarray(mask)
+    rows, wide = np.asarray(z)[keep], np.promote_types(np.float32, np.float64)
+    rows = rows.astype(wide)
+    _first_bad("logits", np.isnan(rows) | (rows == np.inf), rows, keep, "a finite number or -inf", "look for an overflow upstream")
+    _first_bad("logits", ~np.isfinite(rows).any(-1), rows.max(-1, initial=-np.inf), keep, "a finite logit in each row", "leave the row out with where=")
+    if jnp.issubdtype(y.dtype, jnp.integer):
+        ids_in_range("targets", y, z.shape[-1], mask)
+        return
+    weights = np.asarray(y)[keep].astype(wide)
+    _first_bad("targets", ~(np.isfinite(weights) & (weights >= 0)), weights, keep, "a finite probability, not negative", "clip the distributions")
+    slack = 4 * np.sqrt(z.shape[-1]) * float(jnp.finfo(jnp.float32 if y.dtype == jnp.bool_ else y.dtype).eps)
+    _first_bad("targets", np.abs(weights.sum(-1) - 1) > slack, weights.sum(-1), keep, f"probabilities with sum 1 within {slack:.1g}", "divide by the sum")
+    _first_bad("targets", (weights > 0) & (rows == -np.inf), weights, keep, "0 where the logit is -inf", "the loss would be inf")
+
+
+def _first_bad(name: str, bad: np.ndarray, values: np.ndarray, keep: np.ndarray, expected: str, remedy: str) -> None:
+    """Raise for the first True of `bad`, (rows kept, ...), at its place in the whole array."""
+    if bad.any():
+        at = np.unravel_index(int(bad.argmax()), bad.shape)
+        place = (*(int(axis[at[0]]) for axis in np.nonzero(keep)), *(int(i) for i in at[1:]))
+        raise ValueError(f"{name}{list(place)}: expected {expected}, got {values[at]:.9g}; {remedy}")
+
+
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
     """The dtype to compute in: that of the arrays promoted together, and at least float32."""
     return jnp.promote_types(jnp.float32, jnp.result_type(*[jnp.promote_types(jnp.float32, a.dtype) for a in arrays]))

@@ -142,20 +142,17 @@ class SoftmaxJacobian(SymmetricOperator):
     def diagonal(self) -> jax.Array:
         """p_i (1 − p_i), (..., C)."""
         z = self._wide_logits()
-        return (self.scale[..., None] * (_softmax(z) * _complement(z))).astype(self.dtype)
+        return (self.scale[..., None] * _variances(z)).astype(self.dtype)
 
     def trace(self) -> jax.Array:
         """Σ_i p_i (1 − p_i) = 1 − ‖p‖², (...), at least float32."""
         z = self._wide_logits()
-        return self.scale * (_softmax(z) * _complement(z)).sum(-1)
+        return self.scale * _variances(z).sum(-1)
 
     def to_dense(self) -> jax.Array:
         """The matrices (..., C, C): p_i (1[i=j] − p_j), symmetric to the bit."""
         z = self._wide_logits()
-        p = _softmax(z)
-        off_diagonal = -(p[..., :, None] * p[..., None, :])
-        on_diagonal = (p * _complement(z))[..., None]
-        dense = jnp.where(jnp.eye(z.shape[-1], dtype=bool), on_diagonal, off_diagonal)
+        dense = jnp.where(jnp.eye(z.shape[-1], dtype=bool), _variances(z)[..., None], -_products(z))
         return (self.scale[..., None, None] * dense).astype(self.dtype)
 
     def _wide_logits(self) -> jax.Array:
@@ -176,15 +173,30 @@ def _(primals, tangents):
 
 
 @jax.custom_jvp
-def _complement(z: jax.Array) -> jax.Array:
-    """1 − p, without subtracting from 1 where p is more than half of it."""
+def _variances(z: jax.Array) -> jax.Array:
+    """p_i (1 − p_i), (..., C)."""
     at_k = split_at_heaviest(z)
-    return jnp.where(at_k.heaviest, at_k.complement, 1 - at_k.probs)
+    rest = jnp.where(at_k.heaviest, at_k.others, (1 - at_k.exps) + at_k.others)
+    return at_k.exps * rest * at_k.inverse_square
 
 
-@_complement.defjvp
+@_variances.defjvp
 def _(primals, tangents):
-    return _complement(*primals), -jacobian_product(*primals, *tangents)
+    return _variances(*primals), jacobian_product(*primals, *tangents) * (1 - 2 * _softmax(*primals))
+
+
+@jax.custom_jvp
+def _products(z: jax.Array) -> jax.Array:
+    """p_i p_j, (..., C, C)."""
+    at_k = split_at_heaviest(z)
+    return at_k.exps[..., :, None] * at_k.exps[..., None, :] * at_k.inverse_square[..., None]
+
+
+@_products.defjvp
+def _(primals, tangents):
+    p, dp = _softmax(*primals), jacobian_product(*primals, *tangents)
+    half = p[..., :, None] * dp[..., None, :]
+    return _products(*primals), half + half.swapaxes(-1, -2)
 
 
 @jax.custom_jvp
@@ -213,10 +225,7 @@ def _(primals, tangents):
 def _jacobian_product(z: jax.Array, v: jax.Array) -> jax.Array:
     """J v = p ∘ (v − ⟨p, v⟩)."""
     at_k = split_at_heaviest(z)
-    total = lax.optimization_barrier(1 + at_k.others)  # or the compiler folds total − 1
-    lost = (at_k.others - (total - 1)) / total
-    inverse = 1 / (total * total)
-    return at_k.exps * _pairwise_differences(at_k, v) * (inverse - inverse * (2 * lost))
+    return at_k.exps * _pairwise_differences(at_k, v) * at_k.inverse_square
 
 
 def _deviation(z: jax.Array, v: jax.Array) -> jax.Array:
@@ -298,6 +307,14 @@ class _Split(NamedTuple):
     def complement(self) -> jax.Array:
         """1 − p_k, (..., 1)."""
         return self.others / (1 + self.others)
+
+    @property
+    def inverse_square(self) -> jax.Array:
+        """1 / (1 + s)², (..., 1), without the rounding of 1 + s; the barrier keeps the compiler from folding it away."""
+        total = lax.optimization_barrier(1 + self.others)
+        lost = (self.others - (total - 1)) / total
+        inverse = 1 / (total * total)
+        return inverse - inverse * (2 * lost)
 
     @property
     def log_sum(self) -> jax.Array:

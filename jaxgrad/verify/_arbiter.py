@@ -1,0 +1,177 @@
+"""Route 3: the textbook formulas in NumPy, on mpmath numbers or on float64.
+
+The same lines serve both: NumPy does arithmetic on arrays of mpmath numbers. With enough digits the textbook
+formula is exact however much it cancels: 1 − p needs as many as p has nines.
+"""
+
+import mpmath
+import numpy as np
+
+Array = np.ndarray
+
+
+def to_mpmath(x: Array) -> Array:
+    """The same numbers as mpmath numbers, which hold them exactly."""
+    return np.frompyfunc(lambda t: mpmath.mpf(float(t)), 1, 1)(x)
+
+
+def exp(x: Array) -> Array:
+    """e^x of either kind."""
+    return np.frompyfunc(mpmath.exp, 1, 1)(x) if x.dtype == object else np.exp(x)
+
+
+def log(x: Array) -> Array:
+    """log x of either kind, −inf at 0."""
+    if x.dtype == object:
+        return np.frompyfunc(lambda t: mpmath.log(t) if t else mpmath.mpf("-inf"), 1, 1)(x)
+    with np.errstate(divide="ignore"):
+        return np.log(x)
+
+
+def tanh(x: Array) -> Array:
+    """Tanh x of either kind."""
+    return np.frompyfunc(mpmath.tanh, 1, 1)(x) if x.dtype == object else np.tanh(x)
+
+
+def softmax(z: Array) -> Array:
+    """softmax-1, (..., C)."""
+    e = exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def log_softmax(z: Array) -> Array:
+    """z − log Σ_j e^{z_j}, (..., C)."""
+    return z - logsumexp(z)[..., None]
+
+
+def logsumexp(z: Array) -> Array:
+    """log Σ_j e^{z_j}, (...)."""
+    m = z.max(-1, keepdims=True)
+    return (m + log(exp(z - m).sum(-1, keepdims=True)))[..., 0]
+
+
+def softmax_jacobian(z: Array) -> Array:
+    """softmax-2, (..., C, C): p_i (1[i=j] − p_j)."""
+    p = softmax(z)
+    return p[..., :, None] * (np.eye(z.shape[-1], dtype=int) - p[..., None, :])
+
+
+def jacobian_product(z: Array, v: Array) -> Array:
+    """softmax-3: J v, (..., C)."""
+    p = softmax(z)
+    return p * (v - (p * v).sum(-1, keepdims=True))
+
+
+def cross_entropy(z: Array, y: Array) -> Array:
+    """ce-1, (...)."""
+    costs = log_softmax(z)
+    return -np.where(y == 0, 0, y * np.where(y == 0, 0, costs)).sum(-1)
+
+
+def cross_entropy_grad(z: Array, y: Array) -> Array:
+    """ce-3, (..., C)."""
+    return softmax(z) * y.sum(-1, keepdims=True) - y
+
+
+def cross_entropy_hessian(z: Array, y: Array) -> Array:
+    """hess-1, (..., C, C)."""
+    return softmax_jacobian(z) * y.sum(-1)[..., None, None]
+
+
+def entropy(z: Array) -> Array:
+    """−Σ p log p, (...)."""
+    p = softmax(z)
+    return -np.where(p == 0, 0, p * np.where(p == 0, 0, log(p))).sum(-1)
+
+
+def entropy_grad(z: Array) -> Array:
+    """−p (log p + H), (..., C)."""
+    p = softmax(z)
+    return -np.where(p == 0, 0, p * (np.where(p == 0, 0, log(p)) + entropy(z)[..., None]))
+
+
+def sigmoid(z: Array) -> Array:
+    """1/(1 + e^{−z}), (...)."""
+    return 1 / (1 + exp(-z))
+
+
+def binary_cross_entropy(z: Array, y: Array) -> Array:
+    """bce-1, (...)."""
+    return -y * log(sigmoid(z)) - (1 - y) * log(sigmoid(-z))
+
+
+def binary_cross_entropy_grad(z: Array, y: Array) -> Array:
+    """bce-1, (...)."""
+    return sigmoid(z) - y
+
+
+def binary_cross_entropy_hessian(z: Array, y: Array) -> Array:
+    """hess-10, the diagonal (...)."""
+    return sigmoid(z) * (1 - sigmoid(z)) + 0 * y
+
+
+# The chain x → u = A x + a → e = s tanh u → z = W e + b → p → L. The scales are sums of magnitudes: what rounding
+# may cost when the terms cancel, the rounding of z and of tanh included.
+
+
+def chain_residual(e: Array, w: Array, b: Array, c: Array) -> Array:
+    """P − y, (N, C)."""
+    return cross_entropy_grad(e @ w.T + b, np.eye(len(w), dtype=int)[c])
+
+
+def chain_residual_scale(e: Array, w: Array, b: Array, c: Array) -> Array:
+    """|p − y| and what it moves by when the products in z are rounded, (N, C)."""
+    z, spread = e @ w.T + b, np.abs(e) @ np.abs(w).T + np.abs(b)
+    p = softmax(z)
+    others = p[..., None, :] * (1 - np.eye(len(w), dtype=int))
+    return np.abs(chain_residual(e, w, b, c)) + p * (others * (spread[..., :, None] + spread[..., None, :])).sum(-1)
+
+
+def chain_by_features(e: Array, w: Array, b: Array, c: Array) -> Array:
+    """chain-1, (N, d)."""
+    return chain_residual(e, w, b, c) @ w
+
+
+def chain_by_features_scale(e: Array, w: Array, b: Array, c: Array) -> Array:
+    """The scale of chain-1, (N, d)."""
+    return chain_residual_scale(e, w, b, c) @ np.abs(w)
+
+
+def chain_by_head(e: Array, w: Array, b: Array, c: Array, weights: Array) -> Array:
+    """chain-3, (C, d)."""
+    return (weights[:, None] * chain_residual(e, w, b, c)).T @ e
+
+
+def chain_by_head_scale(e: Array, w: Array, b: Array, c: Array, weights: Array) -> Array:
+    """The scale of chain-3, (C, d)."""
+    return (weights[:, None] * chain_residual_scale(e, w, b, c)).T @ np.abs(e)
+
+
+def _tanh_features(params: dict[str, Array], inputs: dict[str, Array]) -> tuple[Array, Array]:
+    """e and ∂e/∂u, (N, d) each."""
+    h = tanh(inputs["pixels"] @ params["kernel"] + params["bias"])
+    return inputs["scale"][:, None] * h, inputs["scale"][:, None] * (1 - h * h)
+
+
+def chain_by_pixels(params: dict[str, Array], inputs: dict[str, Array], w: Array, b: Array, c: Array) -> Array:
+    """chain-2, (N, D)."""
+    e, slope = _tanh_features(params, inputs)
+    return (chain_by_features(e, w, b, c) * slope) @ params["kernel"].T
+
+
+def chain_by_pixels_scale(params: dict[str, Array], inputs: dict[str, Array], w: Array, b: Array, c: Array) -> Array:
+    """The scale of chain-2, (N, D)."""
+    e, _ = _tanh_features(params, inputs)
+    return (chain_by_features_scale(e, w, b, c) * inputs["scale"][:, None]) @ np.abs(params["kernel"]).T
+
+
+def chain_by_kernel(params: dict[str, Array], inputs: dict[str, Array], w: Array, b: Array, c: Array, weights: Array) -> Array:
+    """chain-4 in the kernel A, (D, d)."""
+    e, slope = _tanh_features(params, inputs)
+    return inputs["pixels"].T @ (weights[:, None] * chain_by_features(e, w, b, c) * slope)
+
+
+def chain_by_kernel_scale(params: dict[str, Array], inputs: dict[str, Array], w: Array, b: Array, c: Array, weights: Array) -> Array:
+    """The scale of chain-4, (D, d)."""
+    e, _ = _tanh_features(params, inputs)
+    return np.abs(inputs["pixels"]).T @ (weights[:, None] * chain_by_features_scale(e, w, b, c) * inputs["scale"][:, None])

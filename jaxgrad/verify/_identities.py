@@ -1,0 +1,272 @@
+"""The identities: what JAX makes of the plain definition, the closed form, the public function, and the arbiter.
+
+To add a row, add an `Identity`. Its functions take the fields of `Examples` that it names, for a whole batch.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxgrad as jg
+from jaxgrad.verify import _arbiter as exact
+from jaxgrad.verify import _definitions as plain
+from jaxgrad.verify._suites import Examples, feature_fn
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """One promise of the identity table, with the three routes to it, and the public function between them."""
+
+    id: str
+    formula: str
+    arguments: tuple[str, ...]
+    autodiff: Callable[..., jax.Array]  # JAX differentiates the plain definition
+    closed: Callable[..., jax.Array]  # the closed form
+    public: Callable[..., jax.Array]  # JAX differentiates the public function
+    arbiter: Callable[..., Array]  # the textbook formula, on mpmath numbers or float64
+    bound: float  # of the closed form, in ULP
+    public_bound: float | None = None  # of the public function, if another
+    scale: Callable[..., Array] | None = None  # the size below which no formula can go
+    ordinary: Callable[[Examples], Array] = lambda examples: (examples.suite != "stress") & (examples.lead <= 3)  # where plain formulas must agree
+    applies: Callable[[Examples], Array] = lambda examples: np.ones(len(examples.logits), bool)  # to which rows
+    laws: Callable[[Array], dict[str, bool]] = lambda closed: {}  # what must hold of the closed form besides
+    over_batch: bool = False  # one result for the batch, weighted by `weights`, rather than one for each example
+    of_chain: bool = False  # it passes through the head, and adds up the rounding of its products
+
+
+def identities() -> list[Identity]:
+    """The table, in the order of its IDs."""
+    one_hot = lambda labels, z: jax.nn.one_hot(labels, z.shape[-1], dtype=z.dtype)
+    ids = lambda function: lambda z, c: function(z, np.eye(z.shape[-1], dtype=int)[c])
+    plain_ids = lambda z, c: plain.cross_entropy(z, one_hot(c, z))
+    total = lambda function: lambda *arguments: function(*arguments).sum()
+    each = jax.vmap
+    return [
+        Identity(
+            "softmax-1",
+            "p_i = e^{z_i} / Σ_j e^{z_j}",
+            ("logits",),
+            autodiff=each(plain.softmax),
+            closed=jg.softmax,
+            public=each(jg.softmax),
+            arbiter=exact.softmax,
+            bound=4,
+        ),
+        Identity(
+            "softmax-2",
+            "∂p_i/∂z_j = p_i (1[i=j] − p_j)",
+            ("logits",),
+            autodiff=each(jax.jacfwd(plain.softmax)),
+            closed=lambda z: jg.softmax_jacobian(z).to_dense(),
+            public=each(jax.jacrev(jg.softmax)),
+            arbiter=exact.softmax_jacobian,
+            bound=6,
+            public_bound=10,
+            laws=_laws_of_the_jacobian,
+        ),
+        Identity(
+            "softmax-3",
+            "(∂p/∂z) v = p ∘ (v − ⟨p, v⟩) = J v = Jᵀ v",
+            ("logits", "tangents"),
+            autodiff=each(lambda z, v: jax.jvp(plain.softmax, (z,), (v,))[1]),
+            closed=lambda z, v: jg.softmax_jacobian(z) @ v,
+            public=each(lambda z, v: jax.vjp(jg.softmax, z)[1](v)[0]),
+            arbiter=exact.jacobian_product,
+            bound=6,
+            scale=_pairwise_scale,
+        ),
+        Identity(
+            "ce-1",
+            "H(y, p) = −Σ_k y_k log p_k, y a class id",
+            ("logits", "labels"),
+            autodiff=each(plain_ids),
+            closed=jg.cross_entropy,
+            public=each(jg.cross_entropy),
+            arbiter=ids(exact.cross_entropy),
+            bound=4,
+        ),
+        Identity(
+            "ce-1",
+            "H(y, p) = −Σ_k y_k log p_k, y a distribution",
+            ("logits", "targets"),
+            autodiff=each(plain.cross_entropy),
+            closed=jg.cross_entropy,
+            public=each(jg.cross_entropy),
+            arbiter=exact.cross_entropy,
+            bound=4,
+        ),
+        Identity(
+            "ce-2",
+            "∂L/∂p = −y ⊘ p",
+            ("logits", "targets"),
+            autodiff=each(lambda z, y: jax.grad(plain.cross_entropy_of_probs)(plain.softmax(z), y)),
+            closed=_by_probs,
+            public=_by_probs,
+            arbiter=lambda z, y: -y / exact.softmax(z),
+            bound=4,
+            applies=lambda examples: np.ptp(examples.logits.astype(np.float64), axis=-1) <= 80,  # p does not underflow
+        ),
+        Identity(
+            "ce-3",
+            "∂L/∂z = p − y, y a class id",
+            ("logits", "labels"),
+            autodiff=each(jax.grad(plain_ids)),
+            closed=jg.cross_entropy_grad,
+            public=jax.grad(total(jg.cross_entropy)),
+            arbiter=ids(exact.cross_entropy_grad),
+            bound=4,
+        ),
+        Identity(
+            "ce-3",
+            "∂L/∂z = p Σy − y, y a distribution",
+            ("logits", "targets"),
+            autodiff=each(jax.grad(plain.cross_entropy)),
+            closed=jg.cross_entropy_grad,
+            public=jax.grad(total(jg.cross_entropy)),
+            arbiter=exact.cross_entropy_grad,
+            bound=6,
+            scale=lambda z, y: np.maximum(exact.softmax(z) * y.sum(-1, keepdims=True), y),
+        ),
+        Identity(
+            "hess-1",
+            "∇²_z L = Σy · (diag(p) − p pᵀ)",
+            ("logits", "targets"),
+            autodiff=each(jax.hessian(plain.cross_entropy)),
+            closed=lambda z, y: jg.cross_entropy_hessian(z, y).to_dense(),
+            public=each(jax.hessian(jg.cross_entropy)),
+            arbiter=exact.cross_entropy_hessian,
+            bound=6,
+            public_bound=10,
+            laws=_laws_of_the_jacobian,
+        ),
+        Identity(
+            "bce-1",
+            "∂/∂z of the Bernoulli cross-entropy = σ(z) − y",
+            ("logits", "targets"),
+            autodiff=each(each(jax.grad(plain.binary_cross_entropy))),
+            closed=jg.binary_cross_entropy_grad,
+            public=jax.grad(total(jg.binary_cross_entropy)),
+            arbiter=exact.binary_cross_entropy_grad,
+            bound=6,
+            scale=lambda z, y: np.maximum(exact.sigmoid(z), y),
+            ordinary=lambda examples: (examples.suite != "stress") & (examples.size <= 6),
+        ),
+        Identity(
+            "hess-10",
+            "∂²/∂z² of the Bernoulli cross-entropy = σ (1 − σ)",
+            ("logits", "targets"),
+            autodiff=each(each(jax.grad(jax.grad(plain.binary_cross_entropy)))),
+            closed=lambda z, y: jg.binary_cross_entropy_hessian(z, y).diagonal(),
+            public=jax.grad(total(jax.grad(total(jg.binary_cross_entropy)))),
+            arbiter=exact.binary_cross_entropy_hessian,
+            bound=6,
+            ordinary=lambda examples: (examples.suite != "stress") & (examples.size <= 6),
+            laws=lambda closed: {"at most 1/4": bool((closed <= 0.25).all())},
+        ),
+        Identity(
+            "chain-1",
+            "∂L/∂e = Wᵀ (p − y)",
+            ("features", "head", "bias", "labels"),
+            autodiff=_chain_gradient(plain_ids, by=0),
+            closed=lambda e, w, b, c: _one_pass(e, w, b, c).features,
+            public=_chain_gradient(jg.cross_entropy, by=0),
+            arbiter=exact.chain_by_features,
+            scale=exact.chain_by_features_scale,
+            bound=3,
+            of_chain=True,
+        ),
+        Identity(
+            "chain-2",
+            "∂L/∂x = (∂e/∂x)ᵀ Wᵀ (p − y)",
+            ("params", "inputs", "head", "bias", "labels"),
+            autodiff=lambda *arguments: _network_gradient(plain_ids, by=1)(*arguments)["pixels"],
+            closed=lambda t, x, w, b, c: jg.chain_gradients(feature_fn, t, w, x, c, bias=b, weights=jnp.ones(c.shape, w.dtype)).inputs["pixels"],
+            public=lambda *arguments: _network_gradient(jg.cross_entropy, by=1)(*arguments)["pixels"],
+            arbiter=exact.chain_by_pixels,
+            scale=exact.chain_by_pixels_scale,
+            bound=3,
+            of_chain=True,
+        ),
+        Identity(
+            "chain-3",
+            "∂L/∂W = Σ_n w_n (p_n − y_n) e_nᵀ",
+            ("features", "head", "bias", "labels", "weights"),
+            autodiff=lambda e, w, b, c, weights: jax.grad(_head_loss(plain_ids), 1)(e, w, b, c, weights),
+            closed=lambda e, w, b, c, weights: jg.chain_gradients(lambda _, e: e, (), w, e, c, bias=b, weights=weights).head,
+            public=lambda e, w, b, c, weights: jax.grad(_head_loss(jg.cross_entropy), 1)(e, w, b, c, weights),
+            arbiter=exact.chain_by_head,
+            scale=exact.chain_by_head_scale,
+            bound=3,
+            over_batch=True,
+            of_chain=True,
+        ),
+        Identity(
+            "chain-4",
+            "∂L/∂θ = Σ_n w_n (∂e_n/∂θ)ᵀ Wᵀ (p_n − y_n)",
+            ("params", "inputs", "head", "bias", "labels", "weights"),
+            autodiff=lambda *arguments: _network_gradient(plain_ids, by=0)(*arguments)["kernel"],
+            closed=lambda t, x, w, b, c, weights: jg.chain_gradients(feature_fn, t, w, x, c, bias=b, weights=weights).params["kernel"],
+            public=lambda *arguments: _network_gradient(jg.cross_entropy, by=0)(*arguments)["kernel"],
+            arbiter=exact.chain_by_kernel,
+            scale=exact.chain_by_kernel_scale,
+            bound=3,
+            over_batch=True,
+            of_chain=True,
+        ),
+    ]
+
+
+def _by_probs(z: jax.Array, y: jax.Array) -> jax.Array:
+    """−y ⊘ p, rounded once."""
+    wide = jnp.promote_types(jnp.float32, z.dtype)
+    return (-y.astype(wide) / jg.softmax(z.astype(wide))).astype(z.dtype)
+
+
+def _laws_of_the_jacobian(matrices: Array) -> dict[str, bool]:
+    finite = matrices.astype(np.float64)
+    eps = float(jnp.finfo(matrices.dtype).eps)
+    eigenvalues = np.linalg.eigvalsh(finite)
+    return {
+        "symmetric to the bit": bool((finite == finite.swapaxes(-1, -2)).all()),
+        "rows sum to 0": bool((np.abs(finite.sum(-1)) <= finite.shape[-1] * eps * np.abs(finite).max(-1)).all()),
+        "positive semi-definite": bool((eigenvalues[:, 0] >= -finite.shape[-1] * eps * eigenvalues[:, -1]).all()),
+        "norm at most 1/2": bool((eigenvalues[:, -1] <= 0.5 + finite.shape[-1] * eps).all()),
+    }
+
+
+def _pairwise_scale(z: Array, v: Array) -> Array:
+    """p_j Σ_i p_i |v_j − v_i|, (N, C)."""
+    p = exact.softmax(z)
+    return p * np.stack([(p * np.abs(v[:, j : j + 1] - v)).sum(-1) for j in range(v.shape[-1])], axis=-1)
+
+
+def _one_pass(e: jax.Array, w: jax.Array, b: jax.Array, c: jax.Array) -> jg.ChainGradients:
+    return jg.chain_gradients(lambda _, e: e, (), w, e, c, bias=b, weights=jnp.ones(c.shape, w.dtype))
+
+
+def _head_loss(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Σ_n w_n loss(W e_n + b, c_n), the head applied in at least float32."""
+
+    def function(e: jax.Array, w: jax.Array, b: jax.Array, c: jax.Array, weights: jax.Array) -> jax.Array:
+        wide = jnp.promote_types(jnp.float32, w.dtype)
+        z = e.astype(wide) @ w.astype(wide).T + b.astype(wide)
+        return (weights.astype(wide) * jax.vmap(loss)(z, c)).sum()
+
+    return function
+
+
+def _chain_gradient(loss: Callable[..., jax.Array], by: int) -> Callable[..., jax.Array]:
+    return lambda e, w, b, c: jax.grad(_head_loss(loss), by)(e, w, b, c, jnp.ones(c.shape, w.dtype))
+
+
+def _network_gradient(loss: Callable[..., jax.Array], by: int) -> Callable[..., Any]:
+    def function(t: Any, x: Any, w: jax.Array, b: jax.Array, c: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+        return _head_loss(loss)(feature_fn(t, x), w, b, c, jnp.ones(c.shape, w.dtype) if weights is None else weights)
+
+    return jax.grad(function, by)
