@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 BAD_CALL = 2
@@ -161,14 +162,14 @@ def _write(options: argparse.Namespace, as_json: str, markdown: str) -> int:
     return 0
 
 
-def _console():  # noqa: ANN202
+def _console() -> Any:
     from rich.console import Console
 
     console = Console()
     return console if console.is_terminal else Console(width=180)
 
 
-def _progress():  # noqa: ANN202
+def _progress() -> Any:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
+from jaxgrad._linear import Arrays
 from jaxgrad._operators import Diagonal
 from jaxgrad._softmax import exp_shifted, log1p
 
@@ -87,7 +88,7 @@ def binary_cross_entropy_hessian(logits: ArrayLike, targets: ArrayLike, *, where
     return Diagonal((curvature if where is None else jnp.where(where, curvature, 0)).astype(dtype))
 
 
-def _example(logits, targets, where) -> tuple[jax.Array, jax.Array, jax.Array | None, jnp.dtype]:
+def _example(logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array | None, jnp.dtype]:
     """Checked logits and targets in the dtype to compute in, 0 where masked, and the dtype of the logits."""
     z = _checks.as_floating("logits", logits)
     y = _checks.as_array("targets", targets)
@@ -118,7 +119,7 @@ def _binary_cross_entropy(z: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @_binary_cross_entropy.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     dz, dy = tangents
     return _binary_cross_entropy(z, y), _grad(z, y) * dz - jnp.where(jnp.isinf(z), 0, z) * dy
@@ -142,7 +143,7 @@ def _sigmoid(z: jax.Array) -> jax.Array:
 
 
 @_sigmoid.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     (z,), (dz,) = primals, tangents
     return _sigmoid(z), _sigmoid(z) * _sigmoid(-z) * dz
 

@@ -14,6 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
+from jaxgrad._linear import Arrays
 from jaxgrad._softmax import (
     SoftmaxJacobian,
     deviation_transpose,
@@ -22,6 +23,7 @@ from jaxgrad._softmax import (
     jacobian_product,
     log1p,
     log_probs,
+    softmax,
     split_at_heaviest,
     zero_sum_product,
 )
@@ -137,7 +139,7 @@ def entropy_grad(logits: ArrayLike) -> jax.Array:
     return _entropy_grad(z.astype(_checks.compute_dtype(z))).astype(z.dtype)
 
 
-def _example(logits, targets, where) -> tuple[jax.Array, jax.Array, jax.Array | None, jnp.dtype]:
+def _example(logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array | None, jnp.dtype]:
     """Checked logits and targets in the dtype to compute in, 0 where masked, and the dtype of the logits."""
     z = _checks.as_logits("logits", logits)
     y = _checks.as_targets("targets", targets, z)
@@ -185,7 +187,7 @@ def _cross_entropy_ids(z: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @_cross_entropy_ids.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     return _cross_entropy_ids(z, y), zero_sum_product(_grad_ids(z, y), tangents[0])
 
@@ -198,7 +200,7 @@ def _grad_ids(z: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @_grad_ids.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     return _grad_ids(z, y), _valid(z, y)[..., None] * jacobian_product(z, tangents[0])
 
@@ -212,7 +214,7 @@ def _cross_entropy_soft(z: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @_cross_entropy_soft.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     dz, dy = tangents
     return _cross_entropy_soft(z, y), zero_sum_product(_grad_soft(z, y), dz) - (_finite_log_probs(z) * dy).sum(-1)
@@ -233,7 +235,7 @@ def _grad_soft(z: jax.Array, y: jax.Array) -> jax.Array:
 
 
 @_grad_soft.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     dz, dy = tangents
     return _grad_soft(z, y), y.sum(-1, keepdims=True) * jacobian_product(z, dz) - deviation_transpose(z, dy)
@@ -247,11 +249,13 @@ def _entropy(z: jax.Array) -> jax.Array:
 
 
 @_entropy.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     return _entropy(*primals), zero_sum_product(_entropy_grad(*primals), *tangents)
 
 
 def _entropy_grad(z: jax.Array) -> jax.Array:
-    """−J z; J annihilates constants, so the maximum goes for accuracy and the masked classes may as well be there."""
+    """−J z. As J annihilates constants, z is recentred first, and a masked class may as well be at the centre."""
     shifted = z - lax.stop_gradient(finite_max(z))
-    return -jacobian_product(z, jnp.where(shifted == -jnp.inf, 0, shifted))
+    shifted = jnp.where(shifted == -jnp.inf, 0, shifted)
+    mean = (softmax(z) * shifted).sum(-1, keepdims=True)
+    return -jacobian_product(z, shifted - lax.stop_gradient(mean))

@@ -7,46 +7,53 @@ a transposed map; hence a primitive. Both arguments have the classes on the last
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-Map = Callable[[jax.Array, jax.Array], jax.Array]
+Arrays = tuple[jax.Array, ...]
 
 
-def linear_map(name: str, apply: Map) -> Map:
-    """`apply(r, v)`, linear in v, as one primitive; `define_derivatives` must follow.
+class LinearMap:
+    """A(r) v, called as `linear_map(r, v)`, one primitive of JAX.
 
-    `apply` works on the last axis, and v has the shape of the result: an axis of r may have size 1 instead.
+    `apply(r, v)` works on the last axis; v has the shape of the result, and an axis of r may have size 1 instead.
+    `derive` must be called before it is differentiated.
     """
-    primitive = Primitive(name)
-    primitive.def_impl(jax.jit(apply))
-    primitive.def_abstract_eval(lambda r, v: v.update(weak_type=False))
-    mlir.register_lowering(primitive, mlir.lower_fun(apply, multiple_results=False))
 
-    def batch(arguments, axes):
-        size = next(x.shape[a] for x, a in zip(arguments, axes, strict=True) if a is not None)
-        r, v = (x[None] if a is None else jnp.moveaxis(x, a, 0) for x, a in zip(arguments, axes, strict=True))
-        return primitive.bind(r, jnp.broadcast_to(v, (size, *v.shape[1:]))), 0
+    def __init__(self, name: str, apply: Callable[[jax.Array, jax.Array], jax.Array]) -> None:
+        """Name the primitive, and say how it is computed."""
+        self.primitive = Primitive(name)
+        self.primitive.def_impl(jax.jit(apply))
+        self.primitive.def_abstract_eval(lambda r, v: v.update(weak_type=False))
+        mlir.register_lowering(self.primitive, mlir.lower_fun(apply, multiple_results=False))
+        batching.primitive_batchers[self.primitive] = self._batch
 
-    batching.primitive_batchers[primitive] = batch
-    return primitive.bind
+    def __call__(self, r: jax.Array, v: jax.Array) -> jax.Array:
+        """A(r) v."""
+        return self.primitive.bind(r, v)
 
+    def derive(
+        self,
+        *,
+        transpose: Callable[[jax.Array, jax.Array], jax.Array],
+        in_r: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    ) -> None:
+        """Give Aᵀ(r) w as `transpose(r, w)`, and the derivative of A(r) v along ṙ as `in_r(r, v, ṙ)`."""
 
-def define_derivatives(bound: Map, *, transpose: Map, in_r: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]) -> None:
-    """Give the map Aᵀ(r) w as `transpose(r, w)` and the derivative of A(r) v along ṙ as `in_r(r, v, ṙ)`."""
-    primitive = bound.__self__
+        def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> Arrays:
+            (r, v), (dr, dv) = primals, tangents
+            parts = [] if isinstance(dv, ad.Zero) else [self(r, dv)]
+            parts += [] if isinstance(dr, ad.Zero) else [in_r(r, v, dr)]
+            return self(r, v), sum(parts[1:], start=parts[0])
 
-    def jvp(primals, tangents):
-        (r, v), (dr, dv) = primals, tangents
-        parts = []
-        if not isinstance(dv, ad.Zero):
-            parts.append(bound(r, dv))
-        if not isinstance(dr, ad.Zero):
-            parts.append(in_r(r, v, dr))
-        return bound(r, v), sum(parts[1:], start=parts[0])
+        ad.primitive_jvps[self.primitive] = jvp
+        ad.primitive_transposes[self.primitive] = lambda w, r, v: [None, None if isinstance(w, ad.Zero) else transpose(r, w)]
 
-    ad.primitive_jvps[primitive] = jvp
-    ad.primitive_transposes[primitive] = lambda w, r, v: [None, None if isinstance(w, ad.Zero) else transpose(r, w)]
+    def _batch(self, arguments: Arrays, axes: tuple[int | None, ...]) -> tuple[jax.Array, int]:
+        size = next(x.shape[axis] for x, axis in zip(arguments, axes, strict=True) if axis is not None)
+        r, v = (x[None] if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(arguments, axes, strict=True))
+        return self(r, jnp.broadcast_to(v, (size, *v.shape[1:]))), 0

@@ -20,7 +20,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._linear import define_derivatives, linear_map
+from jaxgrad._linear import Arrays, LinearMap
 from jaxgrad._operators import SymmetricOperator
 
 
@@ -168,7 +168,7 @@ def _softmax(z: jax.Array) -> jax.Array:
 
 
 @_softmax.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     return _softmax(*primals), jacobian_product(*primals, *tangents)
 
 
@@ -181,7 +181,7 @@ def _variances(z: jax.Array) -> jax.Array:
 
 
 @_variances.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     return _variances(*primals), jacobian_product(*primals, *tangents) * (1 - 2 * _softmax(*primals))
 
 
@@ -193,7 +193,7 @@ def _products(z: jax.Array) -> jax.Array:
 
 
 @_products.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     p, dp = _softmax(*primals), jacobian_product(*primals, *tangents)
     half = p[..., :, None] * dp[..., None, :]
     return _products(*primals), half + half.swapaxes(-1, -2)
@@ -206,7 +206,7 @@ def log_probs(z: jax.Array) -> jax.Array:
 
 
 @log_probs.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     return log_probs(*primals), deviation(*primals, *tangents)
 
 
@@ -217,7 +217,7 @@ def _logsumexp(z: jax.Array) -> jax.Array:
 
 
 @_logsumexp.defjvp
-def _(primals, tangents):
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     (z,), (dz,) = primals, tangents
     return _logsumexp(z), (_softmax(z) * dz).sum(-1)
 
@@ -261,27 +261,24 @@ def _zero_sum_terms(gradient: jax.Array, v: jax.Array) -> jax.Array:
     return gradient * (v - jnp.where(total > 0, (weight * v).sum(-1, keepdims=True) / total, 0))
 
 
-jacobian_product = linear_map("jacobian_product", _jacobian_product)  # J v = p ∘ (v − ⟨p, v⟩)
-deviation = linear_map("deviation", _deviation)  # v − ⟨p, v⟩, the derivative of log_softmax
-deviation_transpose = linear_map("deviation_transpose", _deviation_transpose)  # w − p Σw
-_zero_sum_products = linear_map("zero_sum_products", _zero_sum_terms)
+jacobian_product = LinearMap("jacobian_product", _jacobian_product)  # J v = p ∘ (v − ⟨p, v⟩)
+deviation = LinearMap("deviation", _deviation)  # v − ⟨p, v⟩, the derivative of log_softmax
+deviation_transpose = LinearMap("deviation_transpose", _deviation_transpose)  # w − p Σw
+_zero_sum_products = LinearMap("zero_sum_products", _zero_sum_terms)
 
-define_derivatives(
-    jacobian_product,
+jacobian_product.derive(
     transpose=jacobian_product,
     in_r=lambda z, v, dz: jacobian_product(z, deviation(z, v) * deviation(z, dz)),
 )
-define_derivatives(
-    deviation,
+deviation.derive(
     transpose=deviation_transpose,
     in_r=lambda z, v, dz: -(jacobian_product(z, v) * dz).sum(-1, keepdims=True) * jnp.ones_like(v),
 )
-define_derivatives(
-    deviation_transpose,
+deviation_transpose.derive(
     transpose=deviation,
     in_r=lambda z, w, dz: -jacobian_product(z, dz) * w.sum(-1, keepdims=True),
 )
-define_derivatives(_zero_sum_products, transpose=jnp.multiply, in_r=lambda _, v, dg: dg * v)
+_zero_sum_products.derive(transpose=jnp.multiply, in_r=lambda _, v, dg: dg * v)
 
 
 def zero_sum_product(gradient: jax.Array, v: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
     error = |claimed − reference| / spacing(max(|reference|, floor))        spacing(x) = eps · 2^⌊log₂ x⌋
 
 eps is that of the dtype of the claim. The claim is evaluated at the arguments as given; the reference is autodiff at
-the same numbers in float64, so it does not carry the rounding that it judges. `floor` is the largest |reference| of
+the same numbers in float64, so it does not carry the rounding that it judges. The floor is the largest |reference| of
 the array (a norm-wise error), or with `componentwise=True` the smallest normal number. An infinity or a NaN agrees
 with its like and with nothing else.
 """
@@ -75,6 +75,7 @@ def check_gradient(
     argnum: int = 0,
     max_ulp: float | None = None,
     componentwise: bool = False,
+    floor: float = 0.0,
     reference_dtype: DTypeLike | None = jnp.float64,
 ) -> ClaimReport:
     """Check `claimed(*arguments)` against the gradient of a scalar function in `arguments[argnum]`.
@@ -89,6 +90,8 @@ def check_gradient(
       argnum: the argument to differentiate in.
       max_ulp: error allowed in every entry; by default 256, or 1/√eps where that is less (bfloat16 11, float16 32).
       componentwise: measure each entry by its own size, not by the largest of its array.
+      floor: measure no entry by less than this; a derivative that vanishes, which autodiff itself finds only up to
+        rounding, needs one.
       reference_dtype: floating arguments narrower than this are widened to it for autodiff; None leaves them alone.
 
     Returns:
@@ -104,7 +107,7 @@ def check_gradient(
     arguments = _as_arguments(arguments, argnum)
     _require_scalar(function, arguments, argnum, "check its Jacobian with check_jacobian")
     routes = {"grad": lambda f, x: jax.grad(f)(x)}
-    return _check("gradient", routes, function, claimed, arguments, [()], argnum, max_ulp, componentwise, reference_dtype)
+    return _check("gradient", routes, function, claimed, arguments, [()], argnum, max_ulp, componentwise, floor, reference_dtype)
 
 
 def check_jacobian(
@@ -114,6 +117,7 @@ def check_jacobian(
     argnum: int = 0,
     max_ulp: float | None = None,
     componentwise: bool = False,
+    floor: float = 0.0,
     reference_dtype: DTypeLike | None = jnp.float64,
 ) -> ClaimReport:
     """Check `claimed(*arguments)` against the Jacobian of a function, by `jax.jacfwd` and by `jax.jacrev`.
@@ -125,7 +129,7 @@ def check_jacobian(
     """
     arguments = _as_arguments(arguments, argnum)
     routes = {"jacfwd": lambda f, x: jax.jacfwd(f)(x), "jacrev": lambda f, x: jax.jacrev(f)(x)}
-    return _check("jacobian", routes, function, claimed, arguments, [()], argnum, max_ulp, componentwise, reference_dtype)
+    return _check("jacobian", routes, function, claimed, arguments, [()], argnum, max_ulp, componentwise, floor, reference_dtype)
 
 
 def check_hessian(
@@ -135,6 +139,7 @@ def check_hessian(
     argnum: int = 0,
     max_ulp: float | None = None,
     componentwise: bool = False,
+    floor: float = 0.0,
     reference_dtype: DTypeLike | None = jnp.float64,
 ) -> ClaimReport:
     """Check `claimed(*arguments)` against the Hessian of a scalar function, forward and reverse over reverse.
@@ -150,7 +155,7 @@ def check_hessian(
         "forward-over-reverse": lambda f, x: jax.jacfwd(jax.grad(f))(x),
         "reverse-over-reverse": lambda f, x: jax.jacrev(jax.grad(f))(x),
     }
-    return _check("hessian", routes, function, claimed, arguments, [()], argnum, max_ulp, componentwise, reference_dtype)
+    return _check("hessian", routes, function, claimed, arguments, [()], argnum, max_ulp, componentwise, floor, reference_dtype)
 
 
 def check_jvp(
@@ -162,6 +167,7 @@ def check_jvp(
     num_samples: int = 4,
     max_ulp: float | None = None,
     componentwise: bool = False,
+    floor: float = 0.0,
     reference_dtype: DTypeLike | None = jnp.float64,
 ) -> ClaimReport:
     """Check `claimed_jvp(*arguments, tangent)`, J v, against `jax.jvp` for random v.
@@ -172,7 +178,7 @@ def check_jvp(
     arguments = _as_arguments(arguments, argnum)
     tangents = [(_normal_like(k, arguments[argnum]),) for k in _keys(key, num_samples)]
     routes = {"jvp": lambda f, x, v: jax.jvp(f, (x,), (v,))[1]}
-    return _check("jvp", routes, function, claimed_jvp, arguments, tangents, argnum, max_ulp, componentwise, reference_dtype)
+    return _check("jvp", routes, function, claimed_jvp, arguments, tangents, argnum, max_ulp, componentwise, floor, reference_dtype)
 
 
 def check_vjp(
@@ -184,6 +190,7 @@ def check_vjp(
     num_samples: int = 4,
     max_ulp: float | None = None,
     componentwise: bool = False,
+    floor: float = 0.0,
     reference_dtype: DTypeLike | None = jnp.float64,
 ) -> ClaimReport:
     """Check `claimed_vjp(*arguments, cotangent)`, Jᵀ w, against `jax.vjp` for random w.
@@ -199,7 +206,7 @@ def check_vjp(
     arguments = _as_arguments(arguments, argnum)
     output = jax.eval_shape(_in_argument(function, arguments, argnum), arguments[argnum])
     cotangents = [(_normal_like(k, output),) for k in _keys(key, num_samples)]
-    return _check("vjp", {"vjp": pull_back}, function, claimed_vjp, arguments, cotangents, argnum, max_ulp, componentwise, reference_dtype)
+    return _check("vjp", {"vjp": pull_back}, function, claimed_vjp, arguments, cotangents, argnum, max_ulp, componentwise, floor, reference_dtype)
 
 
 def check_adjoint(
@@ -208,8 +215,8 @@ def check_adjoint(
     """Check that `vjp` is the transpose of `jvp`: ⟨w, jvp(*arguments, v)⟩ = ⟨vjp(*arguments, w), v⟩ for random v and w.
 
     v is shaped like `arguments[argnum]` and w like the output of `jvp`. No autodiff: both sides are the caller's, in
-    their own dtypes, and the inner products are summed in float64. The error is counted in ULP, of the coarsest dtype
-    there is, of the larger of Σ|w||Jv| and Σ|Jᵀw||v|, which condition the sums. In the report ⟨w, Jv⟩ is claimed,
+    their own dtypes, and the inner products are summed in float64. The error is counted in ULP, of the coarser dtype
+    of the two products, of the larger of Σ|w||Jv| and Σ|Jᵀw||v|, which condition the sums. In the report ⟨w, Jv⟩ is claimed,
     ⟨Jᵀw, v⟩ stands for autodiff and the index is that of the sample. All else as `check_jvp`.
     """
     arguments = _as_arguments(arguments, argnum)
@@ -238,6 +245,7 @@ def _check(
     argnum: int,
     max_ulp: float | None,
     componentwise: bool,
+    floor: float,
     reference_dtype: DTypeLike | None,
 ) -> ClaimReport:
     """Hold claimed(*arguments, *direction) against derivative(f, x, *direction) for each derivative in `routes`."""
@@ -248,8 +256,8 @@ def _check(
             route = f"{name}, sample {sample}" if direction else name
             reference = _autodiff(derivative, function, arguments, argnum, direction, reference_dtype)
             for leaf, x, r in _leaves("claimed", claim, like=reference):
-                floor = np.full(r.shape, 0.0 if componentwise else np.max(np.abs(r), where=np.isfinite(r), initial=0.0))
-                reports.append(_report(quantity, route, leaf, x, r, floor, x.dtype, max_ulp, arguments))
+                least = floor if componentwise else np.max(np.abs(r), where=np.isfinite(r), initial=floor)
+                reports.append(_report(quantity, route, leaf, x, r, np.full(r.shape, least), x.dtype, max_ulp, arguments))
     return _verdict(reports)
 
 

@@ -11,12 +11,13 @@ from rich.table import Table
 import jaxgrad as jg
 from jaxgrad.verify import _arbiter as exact
 from jaxgrad.verify import _definitions as plain
-from jaxgrad.verify._identities import Identity, identities
+from jaxgrad.verify._identities import Identity, identities, pairwise_scale
 from jaxgrad.verify._report import dump, ulp, versions
 from jaxgrad.verify._run import Worst, run
-from jaxgrad.verify._suites import stress_examples
+from jaxgrad.verify._suites import first_rows, stress_examples
 
-NUM_CLASSES = {1: 0.02, 2: 0.4, 10: 0.5, 100: 0.08, 1000: 0.0}  # widths, and the share of the rows; at least one suite of each
+WIDTHS = {1: 0.02, 2: 0.4, 10: 0.5, 100: 0.08, 1000: 0}  # numbers of classes, and the share of the rows
+MIN_ROWS = 12  # of a width, and all there are of the widest
 HEADINGS = ("quantity", "formula", "dtype", "rows", "autodiff, plain", "closed form", "public function", "contract", "worst at")
 MAX_DENSE = 12  # classes up to which dense matrices are measured
 
@@ -25,9 +26,8 @@ def quantities() -> list[Identity]:
     """What the contract bounds: the identities in the logits, and what has no ID of its own."""
     sum_of = lambda function: lambda *arguments: function(*arguments).sum()
     hessian_product = lambda loss: lambda z, y, v: jax.jvp(jax.grad(lambda z: sum_of(loss)(z, y)), (z,), (v,))[1]
-    named = [i for i in identities() if not i.of_chain]
     return [
-        *named,
+        *[identity for identity in identities() if not identity.of_chain],
         Identity(
             "log_softmax",
             "z − log Σ e^z",
@@ -78,7 +78,7 @@ def quantities() -> list[Identity]:
             closed=lambda z, y, v: jg.cross_entropy_hessian(z, y) @ v,
             public=hessian_product(jg.cross_entropy),
             arbiter=lambda z, y, v: y.sum(-1, keepdims=True) * exact.jacobian_product(z, v),
-            scale=lambda z, y, v: y.sum(-1, keepdims=True) * named[2].scale(z, v),
+            scale=lambda z, y, v: y.sum(-1, keepdims=True) * pairwise_scale(z, v),
             bound=6,
         ),
     ]
@@ -108,33 +108,36 @@ class Cell:
 def measure(dtype: jnp.dtype, seed: int, num_rows: int, step: Callable[[str], None]) -> list[Cell]:
     """A `Cell` for each quantity, over about `num_rows` rows of 1 to 1000 classes, every one against mpmath."""
     suites = {}
-    for num_classes, share in NUM_CLASSES.items():
+    for num_classes, share in WIDTHS.items():
+        wanted = max(MIN_ROWS, round(share * num_rows))
         rng = np.random.default_rng([seed, num_classes])
-        suites[num_classes] = stress_examples(num_classes, dtype, rng, max(1, round(share * num_rows / 47)))
+        suites[num_classes] = first_rows(stress_examples(num_classes, dtype, rng, -(-wanted // 40)), wanted, rng)
     cells = []
     for quantity in quantities():
         step(f"{quantity.id} in {dtype.name}")
         widths = [c for c in suites if c <= MAX_DENSE or quantity.id not in ("softmax-2", "hess-1")]
         rows = [run([quantity], suites[c], dtype=dtype, seed=seed)[0] for c in widths]
-        worst = lambda route: max(
-            (dataclasses.replace(getattr(r, route), place=f"C = {c}, {getattr(r, route).place}") for c, r in zip(widths, rows, strict=True)),
-            key=lambda w: w.ulp,
-        )
         cells.append(
             Cell(
                 quantity=quantity.id,
                 formula=quantity.formula,
                 dtype=dtype.name,
                 num_rows=sum(row.num_examples for row in rows),
-                closed=worst("closed"),
+                closed=_worst([row.closed for row in rows], widths),
                 closed_bound=rows[0].closed_bound,
-                public=worst("public"),
+                public=_worst([row.public for row in rows], widths),
                 public_bound=rows[0].public_bound,
                 autodiff_worst=max(row.autodiff_worst for row in rows),
                 broken_laws=tuple(sorted({law for row in rows for law in row.broken_laws})),
             )
         )
     return cells
+
+
+def _worst(found: Sequence[Worst], widths: Sequence[int]) -> Worst:
+    """The largest error, with the width at which it was found."""
+    worst, width = max(zip(found, widths, strict=True), key=lambda pair: pair[0].ulp)
+    return dataclasses.replace(worst, place=f"C = {width}, {worst.place}")
 
 
 def table(cells: Sequence[Cell]) -> Table:
@@ -179,4 +182,4 @@ def _written(cell: Cell) -> tuple[str, ...]:
 def _entropy_scale(z: np.ndarray) -> np.ndarray:
     """p_j Σ_i p_i |z_j − z_i|, (N, C)."""
     finite = np.where(np.isinf(z), 0, z)
-    return next(i.scale for i in identities() if i.id == "softmax-3")(z, finite)
+    return pairwise_scale(z, finite)

@@ -4,6 +4,9 @@ Nothing here is rearranged for accuracy and nothing carries a rule of its own (a
 they round to 0 or overflow, that is the finding. Each takes one example.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -31,6 +34,6 @@ def binary_cross_entropy(z: jax.Array, y: jax.Array) -> jax.Array:
     return -y * jnp.log(p) - (1 - y) * jnp.log(1 - p)
 
 
-def chain(feature_fn, params, head: jax.Array, bias: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+def chain(feature_fn: Callable[[Any, Any], jax.Array], params: Any, head: jax.Array, bias: jax.Array, x: Any, y: jax.Array) -> jax.Array:
     """The composed loss of one example, x → e → z → p → L; a scalar."""
     return cross_entropy(head @ feature_fn(params, x) + bias, y)

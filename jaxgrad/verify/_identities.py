@@ -79,7 +79,7 @@ def identities() -> list[Identity]:
             public=each(lambda z, v: jax.vjp(jg.softmax, z)[1](v)[0]),
             arbiter=exact.jacobian_product,
             bound=6,
-            scale=_pairwise_scale,
+            scale=pairwise_scale,
         ),
         Identity(
             "ce-1",
@@ -240,7 +240,7 @@ def _laws_of_the_jacobian(matrices: Array) -> dict[str, bool]:
     }
 
 
-def _pairwise_scale(z: Array, v: Array) -> Array:
+def pairwise_scale(z: Array, v: Array) -> Array:
     """p_j Σ_i p_i |v_j − v_i|, (N, C)."""
     p = exact.softmax(z)
     return p * np.stack([(p * np.abs(v[:, j : j + 1] - v)).sum(-1) for j in range(v.shape[-1])], axis=-1)

@@ -5,10 +5,10 @@ import json
 import math
 import platform
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import jax
-import jaxlib
 from rich.table import Table
 from rich.text import Text
 
@@ -70,7 +70,7 @@ def faults(row: Row) -> list[str]:
 
 def versions() -> str:
     """Python, jax, jaxlib and the backend."""
-    return f"Python {platform.python_version()}, jax {jax.__version__}, jaxlib {jaxlib.__version__}, {jax.default_backend()}"
+    return f"Python {platform.python_version()}, jax {jax.__version__}, jaxlib {version('jaxlib')}, {jax.default_backend()}"
 
 
 def _cells(row: Row) -> tuple[str, ...]:

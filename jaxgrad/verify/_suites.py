@@ -126,10 +126,18 @@ def examples(suite: Array, logits: Array, labels: Array, targets: Array | None, 
     return Examples(suite, logits.astype(dtype), labels, np.where(logits == -np.inf, 0, targets).astype(dtype), tangents.astype(dtype), **chain)
 
 
+def first_rows(given: Examples, most: int, rng: np.random.Generator) -> Examples:
+    """At most so many of the rows, in a random order."""
+    chosen = rng.permutation(len(given.logits))[:most]
+    return dataclasses.replace(given, **{name: getattr(given, name)[chosen] for name in _ROWS})
+
+
 def join(first: Examples, second: Examples) -> Examples:
     """The rows of both; the chain, if any, is that of the first."""
-    rows = ("suite", "logits", "labels", "targets", "tangents")
-    return dataclasses.replace(first, **{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in rows})
+    return dataclasses.replace(first, **{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in _ROWS})
+
+
+_ROWS = ("suite", "logits", "labels", "targets", "tangents")
 
 
 def stress_logits(num_classes: int, rng: np.random.Generator, repeats: int = 1) -> tuple[Array, Array]:

@@ -27,5 +27,6 @@ def ulp_errors(computed: Array, exact: Array, *, scale: Array | None = None, for
     both = np.isfinite(wide) & np.isfinite(near)
     difference = np.where(both, wide, 0) - np.where(both, exact, 0)
     agree = (np.isnan(wide) & np.isnan(near)) | (wide == near)
-    errors = np.where(both, np.abs(difference).astype(np.float64) / ulp, np.where(agree, 0, np.inf))
+    with np.errstate(over="ignore"):
+        errors = np.where(both, np.abs(difference).astype(np.float64) / ulp, np.where(agree, 0, np.inf))
     return np.where((np.abs(wide) <= forgiven) & (np.abs(near) <= forgiven), 0, errors)
