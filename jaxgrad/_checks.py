@@ -135,8 +135,8 @@ def _first_bad(name: str, bad: np.ndarray, values: np.ndarray, keep: np.ndarray,
 
 
 def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
-    """The dtype to compute in: that of the arrays promoted together, and at least float32."""
-    return jnp.promote_types(jnp.float32, jnp.result_type(*[jnp.promote_types(jnp.float32, a.dtype) for a in arrays]))
+    """The dtype to compute in: float64 if one of the arrays has it, and else float32, also for 16 bits."""
+    return jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in arrays) else jnp.float32)
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:

@@ -19,3 +19,4 @@ from jaxgrad.verify._claims import check_hessian as check_hessian
 from jaxgrad.verify._claims import check_jacobian as check_jacobian
 from jaxgrad.verify._claims import check_jvp as check_jvp
 from jaxgrad.verify._claims import check_vjp as check_vjp
+from jaxgrad.verify._data import digits as digits

@@ -60,9 +60,10 @@ def load_examples(path: Path, dtype: jnp.dtype, rng: np.random.Generator) -> Exa
 
 def _read(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise DataError(f"{path}: expected an .npz archive, got a single array; save with numpy.savez")
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise DataError(f"{path}: expected an .npz archive, got a single array; save with numpy.savez")
+        with file:
             missing = {"logits", "targets"} - set(file.files)
             if missing:
                 raise DataError(f"{path}: expected the arrays 'logits' and 'targets', got {sorted(file.files)}; add {sorted(missing)}")

@@ -230,12 +230,12 @@ def _by_probs(z: jax.Array, y: jax.Array) -> jax.Array:
 
 def _laws_of_the_jacobian(matrices: Array) -> dict[str, bool]:
     finite = matrices.astype(np.float64)
-    eps = float(jnp.finfo(matrices.dtype).eps)
+    eps, tiny = float(jnp.finfo(matrices.dtype).eps), float(jnp.finfo(matrices.dtype).tiny)
     eigenvalues = np.linalg.eigvalsh(finite)
     return {
         "symmetric to the bit": bool((finite == finite.swapaxes(-1, -2)).all()),
-        "rows sum to 0": bool((np.abs(finite.sum(-1)) <= finite.shape[-1] * eps * np.abs(finite).max(-1)).all()),
-        "positive semi-definite": bool((eigenvalues[:, 0] >= -finite.shape[-1] * eps * eigenvalues[:, -1]).all()),
+        "rows sum to 0": bool((np.abs(finite.sum(-1)) <= finite.shape[-1] * (eps * np.abs(finite).max(-1) + tiny)).all()),
+        "positive semi-definite": bool((eigenvalues[:, 0] >= -finite.shape[-1] * (eps * eigenvalues[:, -1] + tiny)).all()),
         "norm at most 1/2": bool((eigenvalues[:, -1] <= 0.5 + finite.shape[-1] * eps).all()),
     }
 
@@ -255,7 +255,7 @@ def _head_loss(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
     def function(e: jax.Array, w: jax.Array, b: jax.Array, c: jax.Array, weights: jax.Array) -> jax.Array:
         wide = jnp.promote_types(jnp.float32, w.dtype)
-        z = e.astype(wide) @ w.astype(wide).T + b.astype(wide)
+        z = e.astype(wide) @ w.astype(wide).T + b.astype(wide)[None]
         return (weights.astype(wide) * jax.vmap(loss)(z, c)).sum()
 
     return function

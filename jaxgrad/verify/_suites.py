@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable
-from importlib import resources
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 import optax
 
 from jaxgrad._cross_entropy import cross_entropy
+from jaxgrad.verify._data import digits
 
 Array = np.ndarray
 NUM_FEATURES = 16
@@ -44,18 +44,8 @@ class Examples:
 
 
 def feature_fn(params: dict[str, jax.Array], inputs: dict[str, jax.Array]) -> jax.Array:
-    """The feature extractor of the embedded classifier, s · tanh(A x + a): (..., D) to (..., d)."""
-    return inputs["scale"][..., None] * jnp.tanh(inputs["pixels"] @ params["kernel"] + params["bias"])
-
-
-def digits() -> tuple[Array, Array]:
-    """The embedded handwritten digits: pixels (1797, 64) from 0 to 1 in float32, labels (1797,) from 0 to 9.
-
-    Source: Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49, CC BY 4.0.
-    """
-    with resources.files("jaxgrad.verify").joinpath("data/digits.npz").open("rb") as file:
-        arrays = np.load(file, allow_pickle=False)
-        return arrays["images"].reshape(-1, 64).astype(np.float32) / 16, arrays["labels"].astype(np.int32)
+    """The feature extractor of the embedded classifier, s · tanh(A x + a): (N, D) to (N, d)."""
+    return inputs["scale"][:, None] * jnp.tanh(inputs["pixels"] @ params["kernel"] + params["bias"][None])
 
 
 def fit_digits(seed: int, num_steps: int, progress: Callable[[int], None]) -> dict[str, Any]:
@@ -75,7 +65,7 @@ def fit_digits(seed: int, num_steps: int, progress: Callable[[int], None]) -> di
 
     def mean_loss(classifier: dict[str, Any], images: jax.Array, labels: jax.Array) -> jax.Array:
         e = feature_fn(classifier["params"], {"pixels": images, "scale": jnp.ones(len(images), jnp.float32)})
-        return cross_entropy(e @ classifier["head"].T + classifier["bias"], labels).mean()
+        return cross_entropy(e @ classifier["head"].T + classifier["bias"][None], labels).mean()
 
     @jax.jit
     def steps(classifier: Any, state: Any, images: jax.Array, labels: jax.Array) -> Any:
@@ -101,7 +91,7 @@ def digits_examples(classifier: dict[str, Any], dtype: jnp.dtype, rng: np.random
     inputs = {"pixels": np.tile(images, (2, 1)).astype(wide), "scale": np.repeat([1, 40], len(images)).astype(wide)}
     features = jax.jit(feature_fn)(params, inputs).astype(dtype)
     head, bias = (classifier[k].astype(dtype) for k in ("head", "bias"))
-    logits = jax.jit(lambda e, w, b: e.astype(wide) @ w.astype(wide).T + b.astype(wide))(features, head, bias)
+    logits = jax.jit(lambda e, w, b: e.astype(wide) @ w.astype(wide).T + b.astype(wide)[None])(features, head, bias)
     names = np.repeat(["digits", "digits, features x 40"], len(images))
     chain = {"features": features, "head": head, "bias": bias, "params": params, "inputs": inputs}
     return examples(names, np.asarray(logits), np.tile(labels, 2), None, dtype, rng, **jax.tree.map(np.asarray, chain))

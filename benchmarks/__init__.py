@@ -1,0 +1,5 @@
+"""Speed and accuracy of jaxgrad beside its peers: `python -m benchmarks --help`, from the repository root.
+
+Needs the extra `bench`; a peer that is not installed is named in the report and left out. A claim of speed is a
+ratio to the best peer and to a limit of the machine, measured in the same rounds of the same process.
+"""

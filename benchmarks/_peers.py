@@ -1,0 +1,78 @@
+"""What jaxgrad is compared with: the optional libraries, and the literal formulas a user would write with jax.nn."""
+
+import functools
+import importlib
+import importlib.metadata
+import warnings
+from collections.abc import Callable, Mapping
+from types import ModuleType
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Loss = Callable[[jax.Array, jax.Array], jax.Array]
+
+LIBRARIES = ("optax", "distrax", "scipy", "torch")
+
+
+def versions() -> dict[str, str | None]:
+    """The version of every library of `LIBRARIES`, None for one that is not installed."""
+    return {name: _version(name) for name in LIBRARIES}
+
+
+@functools.cache
+def load(module: str) -> ModuleType | None:
+    """The module, or None where its library is not installed, or, with a warning, does not import on this machine."""
+    library = module.partition(".")[0]
+    if _version(library) is None:
+        return None
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # what an old library raises on a new jax can be anything
+        warnings.warn(f"{library} {_version(library)} is installed but left out, as it does not import: {error!r}", stacklevel=2)
+        return None
+
+
+def summed(loss: Loss) -> Loss:
+    """The sum of a loss over the examples, whose gradient is that of every example."""
+    return lambda logits, targets: loss(logits, targets).sum()
+
+
+def _log_softmax_cross_entropy_ids(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """−log p_y, (...), from `jax.nn.log_softmax`, for class ids (...)."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), ids[..., None], axis=-1)[..., 0]
+
+
+def _log_softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """−Σ y log p, (...), from `jax.nn.log_softmax`, for distributions (..., C)."""
+    return -(targets * jax.nn.log_softmax(logits)).sum(-1)
+
+
+# Losses of logits (..., C) with class ids (...), and with distributions (..., C).
+CROSS_ENTROPY_IDS: Mapping[str, Loss] = {
+    "optax": optax.softmax_cross_entropy_with_integer_labels,
+    "jax.nn.log_softmax": _log_softmax_cross_entropy_ids,
+}
+CROSS_ENTROPY_DISTRIBUTIONS: Mapping[str, Loss] = {
+    "optax": optax.softmax_cross_entropy,
+    "jax.nn.log_softmax": _log_softmax_cross_entropy,
+}
+
+
+def p_log_p_entropy(logits: jax.Array) -> jax.Array:
+    """−Σ p log p, (...), from `jax.nn.softmax` and `jax.nn.log_softmax`."""
+    return -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(-1)
+
+
+def outer_product_jacobian(logits: jax.Array) -> jax.Array:
+    """diag(p) − p pᵀ, (..., C, C), from `jax.nn.softmax`."""
+    p = jax.nn.softmax(logits)
+    return p[..., :, None] * (jnp.eye(p.shape[-1], dtype=p.dtype) - p[..., None, :])
+
+
+def _version(library: str) -> str | None:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,116 @@
+"""The house: imports only run down, importing the package is cheap, and every public name says its shapes."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import jaxgrad
+
+PACKAGE = Path(jaxgrad.__file__).parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+GROUND = {"_checks", "_linear", "_operators"}
+SOFTMAX = GROUND | {"_softmax"}
+LOSSES = SOFTMAX | {"_cross_entropy", "_binary_cross_entropy", "_divergences"}
+EVERYTHING = None
+
+# What a module may import of the package; "" is the face.
+MAY_IMPORT = {
+    "_checks": set(),
+    "_linear": {"_checks"},
+    "_operators": {"_checks"},
+    "_softmax": GROUND,
+    "_cross_entropy": SOFTMAX,
+    "_binary_cross_entropy": SOFTMAX,
+    "_divergences": SOFTMAX,
+    "_chain": LOSSES,
+    "_head": LOSSES,
+    "_curvature": GROUND,
+    "_newton": GROUND | {"_curvature"},
+    "_spectrum": GROUND,
+    "__init__": EVERYTHING,
+    "__main__": EVERYTHING,
+    "verify": EVERYTHING,
+    "plots": {""},
+}
+
+
+def module_name(path):
+    """`_softmax` for jaxgrad/_softmax.py, `verify` for all that is in jaxgrad/verify/."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path):
+    """The modules of the package that a file imports, anywhere in it; "" for the face."""
+    package = ("jaxgrad", *path.relative_to(PACKAGE).parts[:-1])
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            origin = ".".join([*base, *filter(None, [node.module])])
+            is_package = origin == "jaxgrad"
+            found |= {f"{origin}.{a.name}" if is_package and (a.name.startswith("_") or a.name in MAY_IMPORT) else origin for a in node.names}
+    return {[*name.split("."), ""][1] for name in found if name.split(".")[0] == "jaxgrad"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_down(path):
+    assert module_name(path) in MAY_IMPORT, f"{path.name} has no floor yet: give it one in MAY_IMPORT"
+    allowed = MAY_IMPORT[module_name(path)]
+    if allowed is not EVERYTHING:
+        assert imports_of(path) <= allowed | {module_name(path)}
+
+
+def test_imports_are_found_in_every_spelling(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    source = tmp_path / "_x.py"
+    for line, name in {
+        "import jaxgrad": "",
+        "import jaxgrad as jg": "",
+        "import jaxgrad._head as h": "_head",
+        "from jaxgrad import softmax": "",
+        "from jaxgrad import _head": "_head",
+        "from jaxgrad import verify": "verify",
+        "from jaxgrad._head import f": "_head",
+        "from jaxgrad.verify.report import f": "verify",
+        "from . import _head": "_head",
+        "from ._head import f": "_head",
+        "def f():\n    from jaxgrad._head import g": "_head",
+    }.items():
+        source.write_text(line)
+        assert imports_of(source) == {name}, line
+    source.write_text("import jax, numpy as np\nfrom collections import abc")
+    assert imports_of(source) == set()
+
+
+def test_no_module_is_a_drawer_for_everything():
+    drawers = {"utils", "util", "helpers", "helper", "common", "base", "config", "misc"}
+    assert not [path for path in MODULES if {part.strip("_") for part in path.relative_to(PACKAGE).with_suffix("").parts} & drawers]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_first_line_of_a_module_is_its_docstring(path):
+    assert path.read_text().startswith(('"""', 'r"""'))
+
+
+def test_import_is_cheap():
+    unwanted = {"optax", "matfree", "matplotlib", "rich", "mpmath"}
+    code = f"import sys, jaxgrad; print(*({unwanted} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == []
+
+
+PUBLIC = {name: value for name, value in vars(jaxgrad).items() if not name.startswith("_") and not isinstance(value, ModuleType)}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_public_name_is_documented_with_shapes(name):
+    documentation = PUBLIC[name].__doc__
+    assert documentation
+    assert "(..." in documentation

@@ -1,0 +1,185 @@
+"""The verifier: its routes are independent, it says no to what is wrong, and its command line is polite."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxgrad as jg
+from jaxgrad.__main__ import main
+from jaxgrad.verify import _definitions as plain
+from jaxgrad.verify import _suites
+from jaxgrad.verify._identities import Identity, identities
+from jaxgrad.verify._run import Row, run
+from jaxgrad.verify._ulp import ulp_errors
+
+FLOAT32 = jnp.dtype("float32")
+
+
+def examples() -> _suites.Examples:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 17, (24, 6)).astype(np.float32) / 16
+    params = {"kernel": rng.normal(size=(6, 4)).astype(np.float32), "bias": np.zeros(4, np.float32)}
+    inputs = {"pixels": pixels, "scale": np.repeat([1, 40], 12).astype(np.float32)}
+    features = np.asarray(_suites.feature_fn(params, inputs))
+    head, bias = rng.normal(size=(5, 4)).astype(np.float32), np.zeros(5, np.float32)
+    chain = {"features": features, "head": head, "bias": bias, "params": params, "inputs": inputs}
+    mine = _suites.examples(np.full(24, "mine"), features @ head.T, rng.integers(0, 5, 24).astype(np.int32), None, FLOAT32, rng, **chain)
+    return _suites.join(mine, _suites.stress_examples(5, FLOAT32, rng))
+
+
+def find(name: str, words: str = "") -> Identity:
+    return next(i for i in identities() if i.id == name and words in i.formula)
+
+
+def judge(identity: Identity, **wrong: object) -> Row:
+    return run([dataclasses.replace(identity, **wrong)], examples(), dtype=FLOAT32, seed=0)[0]
+
+
+@pytest.mark.parametrize(
+    ("definition", "num_arguments"),
+    [(plain.softmax, 1), (plain.cross_entropy_of_probs, 2), (plain.cross_entropy, 2), (plain.binary_cross_entropy, 2)],
+)
+def test_definitions_hold_no_custom_rule(definition, num_arguments):
+    text = str(jax.make_jaxpr(definition)(*[jnp.full(3, 0.3)] * num_arguments))
+    for rule in ("custom_jvp_call", "custom_vjp_call", "jacobian_product", "deviation", "zero_sum"):
+        assert rule not in text
+    assert "custom_jvp_call" in str(jax.make_jaxpr(jg.softmax)(jnp.ones(3)))  # the words to look for are the right ones
+
+
+def test_the_arbiter_shares_no_code_with_the_other_routes():
+    from jaxgrad.verify import _arbiter
+
+    names = {name.split(".")[0] for name in vars(_arbiter) if not name.startswith("_")}
+    assert not names & {"jax", "jnp", "jg", "jaxgrad"}
+
+
+@pytest.mark.parametrize("identity", identities(), ids=lambda i: f"{i.id} {i.arguments[-1]}")
+def test_each_identity_holds(identity):
+    row = judge(identity)
+    assert row.holds, row
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("ce-3", lambda z, y: y - jg.softmax(z)),
+        ("ce-3", lambda z, y: jg.softmax(z) - y),  # without Σy
+        ("hess-1", lambda z, y: -jg.cross_entropy_hessian(z, y).to_dense()),
+        ("hess-1", lambda z, y: 0.5 * jg.cross_entropy_hessian(z, y).to_dense()),
+        ("hess-1", lambda z, y: jg.softmax_jacobian(z).to_dense()),  # without Σy
+        ("softmax-3", lambda z, v: jg.softmax(z) * v),
+    ],
+)
+@pytest.mark.parametrize("route", ["closed", "public"])
+def test_a_wrong_formula_fails(name, wrong, route):
+    arguments = ("logits", "tangents") if name == "softmax-3" else ("logits", "targets")
+    identity = next(i for i in identities() if i.id == name and i.arguments == arguments)
+    assert not judge(identity, **{route: wrong}).holds
+
+
+def test_a_transposed_factor_fails():
+    identity = dataclasses.replace(find("chain-3"), arbiter=lambda *a: find("chain-3").arbiter(*a)[::-1])
+    assert not judge(identity).holds
+
+
+def test_a_wrong_batch_mean_fails():
+    summed = lambda e, w, b, c, weights: jg.chain_gradients(lambda _, e: e, (), w, e, c, bias=b, weights=jnp.ones_like(weights)).head
+    assert not judge(find("chain-3"), closed=summed).holds
+
+
+def test_a_wrong_definition_fails_on_ordinary_rows():
+    assert not judge(find("softmax-1"), autodiff=lambda z: 1.01 * jax.nn.softmax(z)).holds
+
+
+def test_a_broken_law_is_named():
+    def lopsided(z, y):
+        dense = jg.cross_entropy_hessian(z, y).to_dense()
+        return dense.at[:, 0, 1].set(jnp.nextafter(dense[:, 0, 1], -1))
+
+    assert "symmetric to the bit" in judge(find("hess-1"), closed=lopsided).broken_laws
+
+
+def test_ulp_errors_count_units_in_the_last_place():
+    one = np.float32(1)
+    above, below = np.nextafter(one, np.float32(2)), np.nextafter(one, np.float32(0))
+    computed = np.array([one, above, below, np.nan, np.inf, np.inf, 0], np.float32)
+    exact = np.array([1, 1, 1, 1, 1, np.inf, 1e-40])
+    errors = ulp_errors(computed, exact, forgiven=1e-38)
+    np.testing.assert_array_equal(errors, [0, 1, 0.5, np.inf, np.inf, 0, 0])
+    assert ulp_errors(np.array([0], np.float32), np.array([1e-30]))[0] > 1e6
+    assert ulp_errors(np.array([1.0078125], jnp.bfloat16), np.array([1.0]))[0] == 1
+
+
+def save(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def test_verify_runs_on_a_users_file(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    features, head = rng.normal(size=(40, 3)).astype(np.float32), rng.normal(size=(4, 3)).astype(np.float32)
+    file = save(tmp_path / "mine.npz", logits=features @ head.T, targets=rng.integers(0, 4, 40), features=features, head=head)
+    report, page = tmp_path / "out.json", tmp_path / "out.md"
+    assert main(["verify", "--data", file, "--only", "ce-3", "chain-3", "chain-4", "--json", str(report), "--markdown", str(page)]) == 0
+    assert "chain-4 skipped: the file has no params, inputs" in capsys.readouterr().out
+    found = json.loads(report.read_text())
+    assert [row["id"] for row in found["rows"]] == ["ce-3", "ce-3", "chain-3"]
+    assert all(row["holds"] for row in found["rows"])
+    assert "| ce-3 |" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"logits": np.zeros((3, 2), np.float32)}, "add ['targets']"),
+        ({"logits": np.zeros((3, 2), np.int32), "targets": np.zeros(3, np.int32)}, "logits: expected a floating dtype, got int32"),
+        ({"logits": np.zeros(3, np.float32), "targets": np.zeros(3, np.int32)}, "logits: expected shape (N, C), got (3,)"),
+        ({"logits": np.zeros((0, 2), np.float32), "targets": np.zeros(0, np.int32)}, "at least one example"),
+        ({"logits": np.zeros((3, 2), np.float32), "targets": np.full(3, 2)}, "targets[0]: expected a class id from 0 to 1, got 2"),
+        ({"logits": np.zeros((3, 2), np.float32), "targets": np.zeros((3, 1), np.int32)}, "targets: integers are class ids"),
+        ({"logits": np.full((3, 2), np.nan, np.float32), "targets": np.zeros(3, np.int32)}, "logits[0, 0]: expected a finite number"),
+        ({"logits": np.zeros((3, 2), np.float32), "targets": np.ones((3, 2), np.float32)}, "targets[0]: expected probabilities with sum 1"),
+        ({"logits": np.zeros((3, 2), np.float32), "targets": np.zeros(3, np.int32), "head": np.zeros((2, 4))}, "features, head: expected both"),
+        (
+            {"logits": np.zeros((3, 2), np.float32), "targets": np.zeros(3, np.int32), "head": np.zeros((4, 2)), "features": np.zeros((3, 4))},
+            "head: expected shape (2, d), got (4, 2)",
+        ),
+    ],
+)
+def test_a_bad_file_gets_one_clear_line_and_exit_code_2(tmp_path, capsys, arrays, message):
+    assert main(["verify", "--data", save(tmp_path / "bad.npz", **arrays)]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+
+
+def test_files_that_are_no_npz_are_refused(tmp_path, capsys):
+    (tmp_path / "text.npz").write_text("not an archive")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    np.savez(tmp_path / "pickled.npz", logits=np.array([{}], object), targets=np.zeros(1))
+    for name, message in (
+        ("text.npz", "cannot be read"),
+        ("one.npy", "single array"),
+        ("pickled.npz", "pickled"),
+        ("none.npz", "no such file"),
+        (".", "directory"),
+    ):
+        assert main(["verify", "--data", str(tmp_path / name)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_calls_that_make_no_sense_are_refused(tmp_path, capsys):
+    assert main(["verify", "--only", "ce-99"]) == 2
+    assert "no such identity; there are softmax-1" in capsys.readouterr().err
+    assert main(["verify", "--json", str(tmp_path / "no" / "out.json")]) == 2
+    assert "no such directory" in capsys.readouterr().err
+    assert main([]) == 2
+    for call in (["verify", "--dtype", "int8"], ["verify", "--seed", "-1"], ["accuracy", "--rows", "0"], ["prove"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(call)
+    with pytest.raises(SystemExit, match="0"):
+        main(["verify", "--help"])
