@@ -7,6 +7,8 @@
 Every sum has terms of one sign, so both tails keep their digits.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
@@ -113,6 +115,7 @@ def _example(logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None) -> 
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _binary_cross_entropy(z: jax.Array, y: jax.Array) -> jax.Array:
     weigh = lambda weight, loss: jnp.where(weight == 0, 0, weight * loss)  # 0 · inf is 0
     return weigh(1 - y, _softplus(z)) + weigh(y, _softplus(-z))
@@ -136,6 +139,7 @@ def _softplus(z: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _sigmoid(z: jax.Array) -> jax.Array:
     """σ(z) = 1/(1 + e^{−z})."""
     e = _exp_of_negative(jnp.abs(z))

@@ -8,6 +8,8 @@ A class id c stands for the distribution with y_c = 1; then loss = log(1 + s) wi
 is the heaviest class, and 1 − p_c = s/(1 + s): nothing is subtracted from 1, and nothing rounds to 0.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -173,13 +175,14 @@ def _valid(z: jax.Array, y: jax.Array) -> jax.Array:
 def _split_at_target(z: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
     """max z − z_y, e_y and Σ_{j≠y} e_j (..., 1), e with 0 at y and where y is (..., C), for e = e^{z − max z}."""
     m = finite_max(z)
-    at_y = lax.broadcasted_iota(y.dtype, z.shape, z.ndim - 1) == y[..., None]
+    at_y = lax.broadcasted_iota(y.dtype, z.shape, z.ndim - 1, out_sharding=jax.typeof(z).sharding) == y[..., None]
     e_y, d_y, tail_y = exp_shifted(jnp.take_along_axis(z, y[..., None], axis=-1, mode="clip"), m)
     e_rest = jnp.where(at_y, 0, exp_shifted(z, m)[0])
     return -(d_y + tail_y), e_y, e_rest.sum(-1, keepdims=True), e_rest, at_y
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _cross_entropy_ids(z: jax.Array, y: jax.Array) -> jax.Array:
     behind, e_y, s, _, _ = _split_at_target(z, y)
     loss = jnp.where(behind == 0, log1p(s), behind + jnp.log(s + e_y))
@@ -193,6 +196,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _grad_ids(z: jax.Array, y: jax.Array) -> jax.Array:
     """p − y: at y it is −Σ_{j≠y} e_j / Σ_j e_j."""
     _, e_y, s, e_rest, at_y = _split_at_target(z, y)
@@ -209,6 +213,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _cross_entropy_soft(z: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(y == 0, 0, y * jnp.abs(log_probs(z))).sum(-1)
 
@@ -226,6 +231,7 @@ def _finite_log_probs(z: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _grad_soft(z: jax.Array, y: jax.Array) -> jax.Array:
     """p Σy − y: at the heaviest class k it is p_k Σ_{j≠k} y_j − y_k (1 − p_k)."""
     at_k = split_at_heaviest(z)
@@ -242,6 +248,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _entropy(z: jax.Array) -> jax.Array:
     at_k = split_at_heaviest(z)
     surprise = jnp.where(at_k.exps == 0, 0, at_k.exps * jnp.abs(log_probs(z)))

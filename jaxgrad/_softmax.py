@@ -12,6 +12,7 @@ Let k be the (first) heaviest class and s the sum of e^{z_j − z_k} over the ot
 
 import dataclasses
 import math
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -159,10 +160,12 @@ class SoftmaxJacobian(SymmetricOperator):
         return self.logits.astype(_checks.compute_dtype(self.logits, self.scale))
 
 
-# The functions below take logits of the dtype to compute in, at least float32.
+# The functions below take logits of the dtype to compute in, at least float32. They are compiled also where the caller is not: a
+# step may meet inf − inf, which no result does, and which would stop a program that debugs NaN.
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _softmax(z: jax.Array) -> jax.Array:
     return split_at_heaviest(z).probs
 
@@ -173,6 +176,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _variances(z: jax.Array) -> jax.Array:
     """p_i (1 − p_i), (..., C)."""
     at_k = split_at_heaviest(z)
@@ -186,6 +190,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _products(z: jax.Array) -> jax.Array:
     """p_i p_j, (..., C, C)."""
     at_k = split_at_heaviest(z)
@@ -200,6 +205,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def log_probs(z: jax.Array) -> jax.Array:
     at_k = split_at_heaviest(z)
     return at_k.shifted + (at_k.shifted_tail - at_k.log_sum)
@@ -211,6 +217,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 
 @jax.custom_jvp
+@partial(jax.jit, inline=True)
 def _logsumexp(z: jax.Array) -> jax.Array:
     m = z.max(-1)
     return jnp.where(jnp.isfinite(m), m + split_at_heaviest(z).log_sum[..., 0], m)
@@ -322,7 +329,7 @@ class _Split(NamedTuple):
 def split_at_heaviest(z: jax.Array) -> _Split:
     """Softmax of logits (..., C), split at k; NaN throughout a row that has no finite maximum."""
     m = finite_max(z)
-    index = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1)
+    index = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1, out_sharding=jax.typeof(z).sharding)
     heaviest = index == jnp.where(z == m, index, z.shape[-1]).min(-1, keepdims=True)
     e, d, tail = exp_shifted(z, m)
     return _Split(heaviest, d, tail, e, jnp.where(heaviest, 0, e).sum(-1, keepdims=True))
