@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._linear import Arrays
 from jaxgrad._operators import Diagonal
-from jaxgrad._softmax import exp_shifted, log1p
+from jaxgrad._softmax import UNIT, exp_shifted, log1p, reciprocal_of_sum
 
 
 def binary_cross_entropy(logits: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
@@ -135,7 +135,7 @@ def _grad(z: jax.Array, y: jax.Array) -> jax.Array:
 
 def _softplus(z: jax.Array) -> jax.Array:
     """log(1 + e^z)."""
-    return jnp.maximum(z, 0) + log1p(_exp_of_negative(jnp.abs(z)))
+    return jnp.maximum(z, 0) + log1p(_exp_of_negative(jnp.abs(z)) / UNIT)
 
 
 @jax.custom_jvp
@@ -143,7 +143,8 @@ def _softplus(z: jax.Array) -> jax.Array:
 def _sigmoid(z: jax.Array) -> jax.Array:
     """σ(z) = 1/(1 + e^{−z})."""
     e = _exp_of_negative(jnp.abs(z))
-    return jnp.where(z < 0, e, jnp.ones_like(e)) / (1 + e)
+    one = jnp.full_like(e, UNIT)
+    return jnp.where(z < 0, e, one) * reciprocal_of_sum(one, e)[0]
 
 
 @_sigmoid.defjvp
@@ -153,5 +154,5 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 
 def _exp_of_negative(x: jax.Array) -> jax.Array:
-    """e^{−x} for x >= 0."""
+    """UNIT · e^{−x} for x >= 0."""
     return exp_shifted(-x, jnp.zeros_like(x))[0]

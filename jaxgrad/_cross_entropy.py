@@ -4,8 +4,8 @@
     grad(z, y)    = p Σy − y                           ce-3
     hessian(z, y) = Σy · (diag(p) − p pᵀ)              hess-1    free of y but for its sum
 
-A class id c stands for the distribution with y_c = 1; then loss = log(1 + s) with s = Σ_{j≠c} e^{z_j − z_c} if c
-is the heaviest class, and 1 − p_c = s/(1 + s): nothing is subtracted from 1, and nothing rounds to 0.
+A class id c stands for the distribution with y_c = 1. If c is the heaviest class and s = Σ_{j≠c} e^{z_j − z_c}, then
+loss = log(1 + s) and 1 − p_c = s/(1 + s): nothing is subtracted from 1, and nothing rounds to 0.
 """
 
 from functools import partial
@@ -18,12 +18,11 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._linear import Arrays
 from jaxgrad._softmax import (
+    UNIT,
     SoftmaxJacobian,
     deviation_transpose,
     exp_shifted,
-    finite_max,
     jacobian_product,
-    log1p,
     log_probs,
     softmax,
     split_at_heaviest,
@@ -172,20 +171,17 @@ def _valid(z: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where((y >= 0) & (y < z.shape[-1]), jnp.ones((), z.dtype), jnp.nan)
 
 
-def _split_at_target(z: jax.Array, y: jax.Array) -> tuple[jax.Array, ...]:
-    """max z − z_y, e_y and Σ_{j≠y} e_j (..., 1), e with 0 at y and where y is (..., C), for e = e^{z − max z}."""
-    m = finite_max(z)
-    at_y = lax.broadcasted_iota(y.dtype, z.shape, z.ndim - 1, out_sharding=jax.typeof(z).sharding) == y[..., None]
-    e_y, d_y, tail_y = exp_shifted(jnp.take_along_axis(z, y[..., None], axis=-1, mode="clip"), m)
-    e_rest = jnp.where(at_y, 0, exp_shifted(z, m)[0])
-    return -(d_y + tail_y), e_y, e_rest.sum(-1, keepdims=True), e_rest, at_y
+def _exp_at_target(z: jax.Array, y: jax.Array, top: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`exp_shifted` of z_y, (..., 1) each."""
+    return exp_shifted(jnp.take_along_axis(z, y[..., None], axis=-1, mode="clip"), top)
 
 
 @jax.custom_jvp
 @partial(jax.jit, inline=True)
 def _cross_entropy_ids(z: jax.Array, y: jax.Array) -> jax.Array:
-    behind, e_y, s, _, _ = _split_at_target(z, y)
-    loss = jnp.where(behind == 0, log1p(s), behind + jnp.log(s + e_y))
+    at_k = split_at_heaviest(z)
+    _, shifted, tail = _exp_at_target(z, y, at_k.top)
+    loss = (at_k.log_sum - tail) - shifted
     return loss[..., 0] * _valid(z, y)
 
 
@@ -198,9 +194,11 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 @jax.custom_jvp
 @partial(jax.jit, inline=True)
 def _grad_ids(z: jax.Array, y: jax.Array) -> jax.Array:
-    """p − y: at y it is −Σ_{j≠y} e_j / Σ_j e_j."""
-    _, e_y, s, e_rest, at_y = _split_at_target(z, y)
-    return jnp.where(at_y, -s, e_rest) * (_valid(z, y)[..., None] / (s + e_y))
+    """p − y: at y it is −Σ_{j≠y} p_j."""
+    at_k = split_at_heaviest(z)
+    at_y = lax.broadcasted_iota(y.dtype, z.shape, z.ndim - 1, out_sharding=jax.typeof(z).sharding) == y[..., None]
+    e_y, _, _ = _exp_at_target(z, y, at_k.top)
+    return jnp.where(at_y, -((UNIT - e_y) + at_k.others), at_k.exps) * (at_k.inverse * _valid(z, y)[..., None])
 
 
 @_grad_ids.defjvp
@@ -252,7 +250,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 def _entropy(z: jax.Array) -> jax.Array:
     at_k = split_at_heaviest(z)
     surprise = jnp.where(at_k.exps == 0, 0, at_k.exps * jnp.abs(log_probs(z)))
-    return surprise.sum(-1) / (1 + at_k.others[..., 0])
+    return surprise.sum(-1) * at_k.inverse[..., 0]
 
 
 @_entropy.defjvp
@@ -262,7 +260,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 def _entropy_grad(z: jax.Array) -> jax.Array:
     """−J z. As J annihilates constants, z is recentred first, and a masked class may as well be at the centre."""
-    shifted = z - lax.stop_gradient(finite_max(z))
+    shifted = z - lax.stop_gradient(z.max(-1, keepdims=True))
     shifted = jnp.where(shifted == -jnp.inf, 0, shifted)
     mean = (softmax(z) * shifted).sum(-1, keepdims=True)
     return -jacobian_product(z, shifted - lax.stop_gradient(mean))

@@ -301,8 +301,7 @@ def _report(
         raise ValueError(f"max_ulp: expected 0 to {0.5 / eps:g}, half of all there is in {dtype}, got {allowed:g}; allow less, or leave it out")
 
     def errors_against(reference: Any, floor: Any) -> Any:
-        with np.errstate(over="ignore"):
-            return ulp_errors(claimed, reference, scale=floor) * (float(jnp.finfo(claimed.dtype).eps) / eps)
+        return ulp_errors(claimed, reference, scale=floor) * (float(jnp.finfo(claimed.dtype).eps) / eps)
 
     def agrees_with(reference: Any, factor: float = 1.0) -> bool:
         return bool((errors_against(factor * reference, abs(factor) * floor) <= allowed).all())
