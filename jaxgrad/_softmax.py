@@ -369,9 +369,10 @@ def _first_max(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     blocks = z.reshape(*z.shape[:-1], num_classes // size, size)
     largest = blocks.max(-1)
     m = largest.max(-1, keepdims=True)
-    block = _first(largest == m)
-    within = _first(jnp.take_along_axis(blocks, block[..., None], axis=-2, mode="clip")[..., 0, :] == m)
-    return jnp.where(jnp.isfinite(m), m, jnp.nan), block * size + within
+    k = _first(largest == m)
+    if size > 1:
+        k = k * size + _first(jnp.take_along_axis(blocks, k[..., None], axis=-2, mode="clip")[..., 0, :] == m)
+    return jnp.where(jnp.isfinite(m), m, jnp.nan), k
 
 
 def _first(hits: jax.Array) -> jax.Array:
