@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
@@ -216,11 +217,13 @@ def _cross_entropy_soft(z: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.where(y == 0, 0, y * jnp.abs(log_probs(z))).sum(-1)
 
 
-@_cross_entropy_soft.defjvp
+@partial(_cross_entropy_soft.defjvp, symbolic_zeros=True)
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     dz, dy = tangents
-    return _cross_entropy_soft(z, y), zero_sum_product(_grad_soft(z, y), dz) - (_finite_log_probs(z) * dy).sum(-1)
+    by_z = 0 if isinstance(dz, SymbolicZero) else zero_sum_product(_grad_soft(z, y), dz)
+    by_y = 0 if isinstance(dy, SymbolicZero) else (_finite_log_probs(z) * dy).sum(-1)
+    return _cross_entropy_soft(z, y), by_z - by_y
 
 
 def _finite_log_probs(z: jax.Array) -> jax.Array:
@@ -238,11 +241,13 @@ def _grad_soft(z: jax.Array, y: jax.Array) -> jax.Array:
     return at_k.probs * total - jnp.where(at_k.heaviest, y * at_k.complement, y)
 
 
-@_grad_soft.defjvp
+@partial(_grad_soft.defjvp, symbolic_zeros=True)
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     dz, dy = tangents
-    return _grad_soft(z, y), y.sum(-1, keepdims=True) * jacobian_product(z, dz) - deviation_transpose(z, dy)
+    by_z = 0 if isinstance(dz, SymbolicZero) else y.sum(-1, keepdims=True) * jacobian_product(z, dz)
+    by_y = 0 if isinstance(dy, SymbolicZero) else deviation_transpose(z, dy)
+    return _grad_soft(z, y), by_z - by_y
 
 
 @jax.custom_jvp
