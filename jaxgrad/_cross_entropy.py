@@ -25,6 +25,7 @@ from jaxgrad._softmax import (
     exp_shifted,
     jacobian_product,
     log_probs,
+    scaled_jacobian_product,
     softmax,
     split_at_heaviest,
     zero_sum_product,
@@ -205,7 +206,7 @@ def _grad_ids(z: jax.Array, y: jax.Array) -> jax.Array:
 @_grad_ids.defjvp
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
-    return _grad_ids(z, y), _valid(z, y)[..., None] * jacobian_product(z, tangents[0])
+    return _grad_ids(z, y), scaled_jacobian_product(z, _valid(z, y)[..., None], tangents[0])
 
 
 # Distributions: z and y (..., C) of the dtype to compute in.
@@ -221,9 +222,10 @@ def _cross_entropy_soft(z: jax.Array, y: jax.Array) -> jax.Array:
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     dz, dy = tangents
-    by_z = 0 if isinstance(dz, SymbolicZero) else zero_sum_product(_grad_soft(z, y), dz)
-    by_y = 0 if isinstance(dy, SymbolicZero) else (_finite_log_probs(z) * dy).sum(-1)
-    return _cross_entropy_soft(z, y), by_z - by_y
+    loss = _cross_entropy_soft(z, y)
+    by_z = jnp.zeros_like(loss) if isinstance(dz, SymbolicZero) else zero_sum_product(_grad_soft(z, y), dz)
+    by_y = jnp.zeros_like(loss) if isinstance(dy, SymbolicZero) else (_finite_log_probs(z) * dy).sum(-1)
+    return loss, by_z - by_y
 
 
 def _finite_log_probs(z: jax.Array) -> jax.Array:
@@ -245,9 +247,10 @@ def _grad_soft(z: jax.Array, y: jax.Array) -> jax.Array:
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     dz, dy = tangents
-    by_z = 0 if isinstance(dz, SymbolicZero) else y.sum(-1, keepdims=True) * jacobian_product(z, dz)
-    by_y = 0 if isinstance(dy, SymbolicZero) else deviation_transpose(z, dy)
-    return _grad_soft(z, y), by_z - by_y
+    gradient = _grad_soft(z, y)
+    by_z = jnp.zeros_like(gradient) if isinstance(dz, SymbolicZero) else scaled_jacobian_product(z, y.sum(-1, keepdims=True), dz)
+    by_y = jnp.zeros_like(gradient) if isinstance(dy, SymbolicZero) else deviation_transpose(z, dy)
+    return gradient, by_z - by_y
 
 
 @jax.custom_jvp

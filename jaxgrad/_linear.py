@@ -3,7 +3,7 @@
 JAX transposes a function step by step. Where the steps remove a cancellation (recentring v, say, which changes
 nothing because A kills constants) the transposed steps bring it back, so the transpose must be given as a whole.
 `jax.custom_derivatives.linear_call` has no batching rule and `lax.custom_linear_solve` drops the derivative in r of
-a transposed map; hence a primitive. Both arguments have the classes on the last axis and as many axes as each other.
+a transposed map; hence a primitive. All arguments have the classes on the last axis and as many axes as each other.
 """
 
 from collections.abc import Callable
@@ -18,42 +18,40 @@ Arrays = tuple[jax.Array, ...]
 
 
 class LinearMap:
-    """A(r) v, called as `linear_map(r, v)`, one primitive of JAX.
+    """A(r) v, called as `linear_map(*r, v)`, one primitive of JAX.
 
-    `apply(r, v)` works on the last axis; v has the shape of the result, and an axis of r may have size 1 instead.
+    `apply(*r, v)` works on the last axis; v has the shape of the result, and an axis of r may have size 1 instead.
     `derive` must be called before it is differentiated.
     """
 
-    def __init__(self, name: str, apply: Callable[[jax.Array, jax.Array], jax.Array]) -> None:
+    def __init__(self, name: str, apply: Callable[..., jax.Array]) -> None:
         """Name the primitive, and say how it is computed."""
         self.primitive = Primitive(name)
         self.primitive.def_impl(jax.jit(apply))
-        self.primitive.def_abstract_eval(lambda r, v: v.update(weak_type=False))
+        self.primitive.def_abstract_eval(lambda *arguments: arguments[-1].update(weak_type=False))
         mlir.register_lowering(self.primitive, mlir.lower_fun(apply, multiple_results=False))
         batching.primitive_batchers[self.primitive] = self._batch
 
-    def __call__(self, r: jax.Array, v: jax.Array) -> jax.Array:
+    def __call__(self, *arguments: jax.Array) -> jax.Array:
         """A(r) v."""
-        return self.primitive.bind(r, v)
+        return self.primitive.bind(*arguments)
 
-    def derive(
-        self,
-        *,
-        transpose: Callable[[jax.Array, jax.Array], jax.Array],
-        in_r: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    ) -> None:
-        """Give Aᵀ(r) w as `transpose(r, w)`, and the derivative of A(r) v along ṙ as `in_r(r, v, ṙ)`."""
+    def derive(self, *, transpose: Callable[..., jax.Array], in_r: tuple[Callable[..., jax.Array], ...]) -> None:
+        """Give Aᵀ(r) w as `transpose(*r, w)`, and for each array of r the derivative along ṙ as a function of (*r, v, ṙ)."""
 
         def jvp(primals: Arrays, tangents: tuple[Any, ...]) -> Arrays:
-            (r, v), (dr, dv) = primals, tangents
-            parts = [] if isinstance(dv, ad.Zero) else [self(r, dv)]
-            parts += [] if isinstance(dr, ad.Zero) else [in_r(r, v, dr)]
-            return self(r, v), sum(parts[1:], start=parts[0])
+            along = (*in_r, lambda *arguments: self(*arguments[:-2], arguments[-1]))
+            parts = [part(*primals, tangent) for part, tangent in zip(along, tangents, strict=True) if not isinstance(tangent, ad.Zero)]
+            return self(*primals), sum(parts[1:], start=parts[0])
+
+        def transposed(w: Any, *arguments: Any) -> list[Any]:
+            r = arguments[:-1]
+            return [*[None] * len(r), None if isinstance(w, ad.Zero) else transpose(*r, w)]
 
         ad.primitive_jvps[self.primitive] = jvp
-        ad.primitive_transposes[self.primitive] = lambda w, r, v: [None, None if isinstance(w, ad.Zero) else transpose(r, w)]
+        ad.primitive_transposes[self.primitive] = transposed
 
     def _batch(self, arguments: Arrays, axes: tuple[int | None, ...]) -> tuple[jax.Array, int]:
         size = next(x.shape[axis] for x, axis in zip(arguments, axes, strict=True) if axis is not None)
-        r, v = (x[None] if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(arguments, axes, strict=True))
-        return self(r, jnp.broadcast_to(v, (size, *v.shape[1:]))), 0
+        *r, v = (x[None] if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(arguments, axes, strict=True))
+        return self(*r, jnp.broadcast_to(v, (size, *v.shape[1:]))), 0

@@ -138,7 +138,7 @@ class SoftmaxJacobian(SymmetricOperator):
         v = _checks.as_floating("vector", vector)
         _checks.same_shape("vector", v, self.logits.shape, "one vector for each row of the logits")
         z = self._wide_logits()
-        return (self.scale[..., None] * jacobian_product(z, v.astype(z.dtype))).astype(self.dtype)
+        return scaled_jacobian_product(z, self.scale[..., None].astype(z.dtype), v.astype(z.dtype)).astype(self.dtype)
 
     def diagonal(self) -> jax.Array:
         """p_i (1 − p_i), (..., C)."""
@@ -228,10 +228,10 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     return _logsumexp(z), (_softmax(z) * dz).sum(-1)
 
 
-def _jacobian_product(z: jax.Array, v: jax.Array) -> jax.Array:
-    """J v = p ∘ (v − ⟨p, v⟩)."""
+def _scaled_jacobian_product(z: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
+    """scale · J v = scale · p ∘ (v − ⟨p, v⟩), scaled last: scaling v first would round away what differs in it."""
     at_k = split_at_heaviest(z)
-    return at_k.exps * _pairwise_differences(at_k, v) * at_k.inverse_square
+    return scale * (at_k.exps * _pairwise_differences(at_k, v) * at_k.inverse_square)
 
 
 def _deviation(z: jax.Array, v: jax.Array) -> jax.Array:
@@ -266,24 +266,33 @@ def _zero_sum_terms(gradient: jax.Array, v: jax.Array) -> jax.Array:
     return gradient * (v - jnp.where(total > 0, (weight * v).sum(-1, keepdims=True) / total, 0))
 
 
-jacobian_product = LinearMap("jacobian_product", _jacobian_product)  # J v = p ∘ (v − ⟨p, v⟩)
+scaled_jacobian_product = LinearMap("scaled_jacobian_product", _scaled_jacobian_product)  # scale · J v, scale (..., 1)
 deviation = LinearMap("deviation", _deviation)  # v − ⟨p, v⟩, the derivative of log_softmax
 deviation_transpose = LinearMap("deviation_transpose", _deviation_transpose)  # w − p Σw
 _zero_sum_products = LinearMap("zero_sum_products", _zero_sum_terms)
 
-jacobian_product.derive(
-    transpose=jacobian_product,
-    in_r=lambda z, v, dz: jacobian_product(z, deviation(z, v) * deviation(z, dz)),
+
+def jacobian_product(z: jax.Array, v: jax.Array) -> jax.Array:
+    """J v = p ∘ (v − ⟨p, v⟩), (..., C)."""
+    return scaled_jacobian_product(z, jnp.ones_like(z[..., :1]), v)
+
+
+scaled_jacobian_product.derive(
+    transpose=scaled_jacobian_product,
+    in_r=(
+        lambda z, scale, v, dz: scaled_jacobian_product(z, scale, deviation(z, v) * deviation(z, dz)),
+        lambda z, _, v, dscale: dscale * jacobian_product(z, v),
+    ),
 )
 deviation.derive(
     transpose=deviation_transpose,
-    in_r=lambda z, v, dz: -(jacobian_product(z, v) * dz).sum(-1, keepdims=True) * jnp.ones_like(v),
+    in_r=(lambda z, v, dz: -(jacobian_product(z, v) * dz).sum(-1, keepdims=True) * jnp.ones_like(v),),
 )
 deviation_transpose.derive(
     transpose=deviation,
-    in_r=lambda z, w, dz: -jacobian_product(z, dz) * w.sum(-1, keepdims=True),
+    in_r=(lambda z, w, dz: -jacobian_product(z, dz) * w.sum(-1, keepdims=True),),
 )
-_zero_sum_products.derive(transpose=jnp.multiply, in_r=lambda _, v, dg: dg * v)
+_zero_sum_products.derive(transpose=jnp.multiply, in_r=(lambda _, v, dg: dg * v,))
 
 
 def zero_sum_product(gradient: jax.Array, v: jax.Array) -> jax.Array:
