@@ -87,7 +87,7 @@ def binary_cross_entropy_hessian(logits: ArrayLike, targets: ArrayLike, *, where
     if z.ndim == 0:
         raise ValueError("logits: expected shape (..., K) for a Hessian, got a scalar; pass logits[None] and targets[None]")
     curvature = _sigmoid(z) * _sigmoid(-z) * jnp.where(jnp.isnan(y), jnp.nan, jnp.ones_like(y))
-    return Diagonal((curvature if where is None else jnp.where(where, curvature, 0)).astype(dtype))
+    return Diagonal(curvature if where is None else jnp.where(where, curvature, 0), dtype)
 
 
 def _example(logits: ArrayLike, targets: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array | None, jnp.dtype]:

@@ -66,9 +66,10 @@ class SymmetricOperator(abc.ABC):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Diagonal(SymmetricOperator):
-    """diag(values): `values` (..., C) holds the diagonals."""
+    """diag(values): `values` (..., C) holds the diagonals as computed, at least float32; results come in `result_dtype`."""
 
     values: jax.Array
+    result_dtype: jnp.dtype = dataclasses.field(metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -77,24 +78,29 @@ class Diagonal(SymmetricOperator):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """The dtype of `values`."""
-        return self.values.dtype
+        """The dtype in which everything with a class axis comes back."""
+        return self.result_dtype
 
     def matvec(self, vector: jax.Array) -> jax.Array:
-        """values ∘ vector, (..., C)."""
+        """values ∘ vector, (..., C).
+
+        Raises:
+          TypeError: `vector` is not of a real floating dtype.
+          ValueError: its shape is not that of the values.
+        """
         vector = _checks.as_floating("vector", vector)
         _checks.same_shape("vector", vector, self.values.shape, "one vector for each matrix")
-        return self.values * vector.astype(self.dtype)
+        return (self.values * vector.astype(self.values.dtype)).astype(self.dtype)
 
     def diagonal(self) -> jax.Array:
         """The values, (..., C)."""
-        return self.values
+        return self.values.astype(self.dtype)
 
     def trace(self) -> jax.Array:
-        """The sum of the values, (...)."""
+        """The sum of the values, (...), at least float32."""
         return self.values.sum(-1)
 
     def to_dense(self) -> jax.Array:
         """The matrices (..., C, C)."""
         eye = jnp.eye(self.values.shape[-1], dtype=bool)
-        return jnp.where(eye, self.values[..., None], 0)
+        return jnp.where(eye, self.values[..., None], 0).astype(self.dtype)

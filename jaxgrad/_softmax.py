@@ -260,10 +260,15 @@ def _deviation_transpose(z: jax.Array, w: jax.Array) -> jax.Array:
 
 
 def _zero_sum_terms(gradient: jax.Array, v: jax.Array) -> jax.Array:
-    """g ∘ (v − c): recentring v does not change the sum if Σg = 0."""
-    weight = jnp.abs(gradient)
-    total = weight.sum(-1, keepdims=True)
-    return gradient * (v - jnp.where(total > 0, (weight * v).sum(-1, keepdims=True) / total, 0))
+    """g ∘ (v − c): if Σg = 0 a centre c does not change the sum, and removes a common offset of v.
+
+    c is the mean of v over the classes where g > 0 or over those where g < 0, the one nearer to 0, and 0 if that
+    lies between: then the product with a basis vector is the very entry of g.
+    """
+    up, down = jnp.maximum(gradient, 0), jnp.maximum(-gradient, 0)
+    mean = lambda weight: (weight * v).sum(-1, keepdims=True) / jnp.maximum(weight.sum(-1, keepdims=True), jnp.finfo(v.dtype).tiny)
+    a, b = mean(up), mean(down)
+    return gradient * (v - (jnp.maximum(jnp.minimum(a, b), 0) + jnp.minimum(jnp.maximum(a, b), 0)))
 
 
 scaled_jacobian_product = LinearMap("scaled_jacobian_product", _scaled_jacobian_product)  # scale · J v, scale (..., 1)
