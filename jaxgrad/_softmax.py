@@ -279,7 +279,7 @@ _zero_sum_products = LinearMap("zero_sum_products", _zero_sum_terms)
 
 def jacobian_product(z: jax.Array, v: jax.Array) -> jax.Array:
     """J v = p ∘ (v − ⟨p, v⟩), (..., C)."""
-    return scaled_jacobian_product(z, jnp.ones_like(z[..., :1]), v)
+    return scaled_jacobian_product(z, jnp.ones_like(z.max(-1, keepdims=True)), v)
 
 
 scaled_jacobian_product.derive(

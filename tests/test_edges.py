@@ -191,7 +191,7 @@ def test_cross_entropy_of_a_batch_is_that_of_its_rows(rows, compile):
 def test_derivative_in_the_targets_is_minus_log_p_and_inert_at_a_masked_class(transform):
     rows = {name: row for name, row in SOFT_ROWS.items() if "target" in name and "NaN" not in name}
     _, (z, y, _), _ = cross_entropy_table(rows, [True])
-    zero = jnp.zeros(C)
+    zero = jnp.zeros(C, jnp.float32)
     routes = lambda z, y: {
         "grad": jax.grad(jg.cross_entropy, 1)(z, y),
         "jacfwd": jax.jacfwd(jg.cross_entropy, 1)(z, y),
@@ -232,39 +232,37 @@ def test_invalid_class_id_is_found_at_any_depth():
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "int32", "uint32"])
 def test_integers_of_any_width_are_class_ids_among_a_thousand(dtype):
     z = jnp.asarray(np.random.default_rng(0).normal(size=(3, 1000)), jnp.float32)
-    ids = jnp.array([0, 7, 127], dtype)
-    exact = [cross_entropy_derivatives(np.asarray(row, float), np.eye(1000)[i]) for row, i in zip(z, [0, 7, 127], strict=True)]
-    both = jax.jit(jax.vmap(jax.value_and_grad(jg.cross_entropy)))
-    for loss, gradient in (both(z, ids), (jg.cross_entropy(z, ids), jg.cross_entropy_grad(z, ids))):
-        close(loss, [e[LOSS] for e in exact])
-        np.testing.assert_allclose(gradient, np.stack([e[GRADIENT] for e in exact]), rtol=1e-5)
+    ids = np.array([0, 7, 127])
+    exact = [cross_entropy_derivatives(np.asarray(row, float), np.eye(1000)[i]) for row, i in zip(z, ids, strict=True)]
+    both = jax.jit(lambda z, i: (jg.cross_entropy(z, i), jax.grad(lambda z: jg.cross_entropy(z, i).sum())(z)))
+    loss, gradient = both(z, jnp.asarray(ids, dtype))
+    close(loss, [e[LOSS] for e in exact])
+    np.testing.assert_allclose(gradient, np.stack([e[GRADIENT] for e in exact]), rtol=1e-5)
+    np.testing.assert_array_equal(jg.cross_entropy(z, jnp.asarray(ids, dtype)), jg.cross_entropy(z, ids))
     if dtype.startswith("int"):
         loss, gradient = both(z, jnp.array([-1, 7, -128], dtype))
         np.testing.assert_array_equal(np.isnan(loss), [True, False, True])
-        np.testing.assert_array_equal(np.isnan(gradient).any(-1), [True, False, True])
-        assert np.isnan(gradient[0]).all()
+        np.testing.assert_array_equal(np.isnan(gradient), np.isnan(loss)[:, None] | np.zeros((1, 1000), bool))
 
 
 def test_boolean_targets_are_exact_zeros_and_ones():
-    z, y = jnp.array([0.5, -1, 1]), jnp.array([True, False, True])
-    loss, gradient, hessian = cross_entropy_derivatives(np.asarray(z, float), np.array([1.0, 0, 1]))
-    close(jg.cross_entropy(z, y), loss)
-    close(jax.grad(jg.cross_entropy)(z, y), gradient)
-    close(jg.cross_entropy_grad(z, y), gradient)
-    close(jg.cross_entropy_hessian(z, y).to_dense(), hessian)
-    close(jax.hessian(jg.cross_entropy)(z, y), hessian)
+    z, y = jnp.array([0.5, -1, 1], jnp.float32), jnp.array([True, False, True])
+    closed = lambda z, y: {"closed gradient": jg.cross_entropy_grad(z, y), "closed hessian": jg.cross_entropy_hessian(z, y).to_dense()}
+    routes = jax.jit(lambda z, y: every_route(jg.cross_entropy)(z, y) | closed(z, y))(z, y)
+    exact = cross_entropy_derivatives(np.asarray(z, float), np.array([1.0, 0, 1]))
+    for route, value in routes.items():
+        close(value, exact[kind(route)], msg=route)
 
 
-@pytest.mark.parametrize("target", [0, [1.0], [2.0], [True]], ids=str)
-@pytest.mark.parametrize("logit", [0.5, -big, big])
-def test_one_class_costs_nothing(logit, target):
-    z, y = jnp.array([logit]), jnp.array(target)
-    routes = VALUE_AND_DERIVATIVES if y.dtype != bool else every_route(jg.cross_entropy)
-    for route, value in jax.jit(routes)(z, y, *([True] if y.dtype != bool else [])).items():
-        assert (value == 0).all(), route
-    assert jg.entropy(z) == 0
-    assert jg.softmax(z) == 1
-    assert jg.log_softmax(z) == 0
+@pytest.mark.parametrize("target", [0, [1.0], [0.25], [True]], ids=str)
+def test_one_class_costs_nothing(target):
+    y, routes = jnp.array(target), jax.jit(every_route(jg.cross_entropy))
+    for logit in (0.5, -big, big):
+        z = jnp.array([logit], jnp.float32)
+        for route, value in routes(z, y).items():
+            assert (value == 0).all(), route
+        assert jg.entropy(z) == jg.log_softmax(z) == jg.cross_entropy_grad(z, y) == 0
+        assert jg.softmax(z) == 1
 
 
 def test_empty_batch_is_empty():
@@ -397,7 +395,7 @@ def test_binary_target_that_is_neither_0_nor_1_raises_eagerly(f):
 
 # What is refused, and in which words
 
-z23, ids2 = jnp.zeros((2, 3)), jnp.zeros(2, int)
+z23, ids2 = jnp.zeros((2, 3), jnp.float32), jnp.zeros(2, int)
 REFUSED = {
     "ids (N, 1)": (
         lambda f: f(z23, ids2[:, None]),
@@ -416,7 +414,7 @@ REFUSED = {
         "targets: bool values are distributions, expected the shape of the logits (2, 3), got (3,)",
     ),
     "float ids": (
-        lambda f: f(z23, jnp.zeros(2)),
+        lambda f: f(z23, z23[:, 0]),
         TypeError,
         "targets: float32 values are distributions, expected shape (2, 3), got (2,); pass targets.astype(jnp.int32)",
     ),
@@ -449,7 +447,7 @@ REFUSED = {
     ),
     "a scalar where": (lambda f: f(z23, ids2, where=True), ValueError, "where: expected shape (2,) (one boolean for each example), got ()"),
     "weights for where": (
-        lambda f: f(z23, ids2, where=jnp.ones(2)),
+        lambda f: f(z23, ids2, where=z23[:, 0]),
         TypeError,
         "where: expected booleans, True for the examples that count, got float32; pass where.astype(bool)",
     ),
@@ -523,7 +521,7 @@ def test_numpy_arrays_and_lists_are_accepted():
     for targets in (ids, y):
         expected = jg.cross_entropy(jnp.array(z), jnp.array(targets))
         np.testing.assert_array_equal(jg.cross_entropy(z, targets), expected)
-        np.testing.assert_array_equal(jg.cross_entropy(np.array(z, np.float32), np.array(targets), where=[True, True]), expected)
+        np.testing.assert_array_equal(jg.cross_entropy(np.array(z), np.array(targets), where=[True, True]), expected)
     np.testing.assert_array_equal(jg.softmax(z), jg.softmax(jnp.array(z)))
     np.testing.assert_array_equal(jg.softmax_jacobian(np.array(z, np.float32)) @ np.ones((2, 3), np.float32), np.zeros((2, 3)))
     np.testing.assert_array_equal(jg.binary_cross_entropy(z[0], [0, 1, 1]), jg.binary_cross_entropy(jnp.array(z[0]), jnp.array([0, 1, 1])))
