@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
+from jaxgrad._exponentials import UNIT, exp_shifted, log1p, reciprocal_of_sum
 from jaxgrad._linear import Arrays
 from jaxgrad._operators import Diagonal
-from jaxgrad._softmax import UNIT, exp_shifted, log1p, reciprocal_of_sum
 
 
 def binary_cross_entropy(logits: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:

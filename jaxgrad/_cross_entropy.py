@@ -17,19 +17,9 @@ from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
+from jaxgrad._exponentials import UNIT, exp_shifted, split_at_heaviest
 from jaxgrad._linear import Arrays
-from jaxgrad._softmax import (
-    UNIT,
-    SoftmaxJacobian,
-    deviation_transpose,
-    exp_shifted,
-    jacobian_product,
-    log_probs,
-    scaled_jacobian_product,
-    softmax,
-    split_at_heaviest,
-    zero_sum_product,
-)
+from jaxgrad._softmax import SoftmaxJacobian, deviation_transpose, jacobian_product, log_probs, scaled_jacobian_product, softmax, zero_sum_product
 
 
 def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:

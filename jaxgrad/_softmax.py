@@ -6,21 +6,18 @@
     ∂(log p)/∂z · v  = v − ⟨p, v⟩
     J v              = p ∘ (v − ⟨p, v⟩)
 
-Let k be the (first) heaviest class and s the sum of e^{z_j − z_k} over the others. Then p_k = 1/(1+s) and
-1 − p_k = s/(1+s) are both accurate to the last bits, however close p_k is to 1.
+Their exponentials, and what is left of 1 beside the heaviest class, come from `_exponentials`.
 """
 
 import dataclasses
-import math
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
+from jaxgrad._exponentials import UNIT, Split, split_at_heaviest
 from jaxgrad._linear import Arrays, LinearMap
 from jaxgrad._operators import SymmetricOperator
 
@@ -240,7 +237,7 @@ def _deviation(z: jax.Array, v: jax.Array) -> jax.Array:
     return _pairwise_differences(at_k, v) * (at_k.inverse * UNIT)
 
 
-def _pairwise_differences(at_k: "_Split", v: jax.Array) -> jax.Array:
+def _pairwise_differences(at_k: Split, v: jax.Array) -> jax.Array:
     """Σ_i e^{z_i − z_k} (v_j − v_i): v_j − v_k, and the other classes about a centre.
 
     Any centre will do in exact arithmetic. The mean of the others leaves no common offset to cancel; 0, where v_k
@@ -303,133 +300,3 @@ _zero_sum_products.derive(transpose=jnp.multiply, in_r=(lambda _, v, dg: dg * v,
 def zero_sum_product(gradient: jax.Array, v: jax.Array) -> jax.Array:
     """⟨g, v⟩ over the last axis for a gradient in the logits, Σg = 0: a common offset in v costs no digits."""
     return _zero_sum_products(gradient, v).sum(-1)
-
-
-UNIT = 2.0**40  # exponentials are kept times this, so that small ones count in a sum before they underflow
-
-
-class _Split(NamedTuple):
-    """Softmax about its (first) heaviest class k: what is near 1 is written with its distance from 1."""
-
-    top: jax.Array  # (..., 1): z_k, the maximum
-    heaviest: jax.Array  # (..., C): True at k
-    shifted: jax.Array  # (..., C): z − z_k, rounded
-    shifted_tail: jax.Array  # (..., C): what that rounding lost
-    rest: jax.Array  # (..., C): UNIT · e^{z − z_k}, and 0 at k
-    others: jax.Array  # (..., 1): its sum, UNIT · s with s = Σ_{j≠k} e^{z_j − z_k}
-
-    @property
-    def exps(self) -> jax.Array:
-        """UNIT · e^{z − z_k}, (..., C)."""
-        return jnp.where(self.heaviest, UNIT, self.rest)
-
-    @property
-    def inverse(self) -> jax.Array:
-        """1 / (UNIT · (1 + s)), (..., 1)."""
-        return reciprocal_of_sum(jnp.full_like(self.others, UNIT), self.others)[0]
-
-    @property
-    def inverse_square(self) -> jax.Array:
-        """1 / (UNIT · (1 + s)²), (..., 1)."""
-        return reciprocal_of_sum(jnp.full_like(self.others, UNIT), self.others)[1] * UNIT
-
-    @property
-    def probs(self) -> jax.Array:
-        """p, (..., C)."""
-        return self.exps * self.inverse
-
-    @property
-    def complement(self) -> jax.Array:
-        """1 − p_k, (..., 1)."""
-        return self.others * self.inverse
-
-    @property
-    def log_sum(self) -> jax.Array:
-        """log Σ_j e^{z_j − z_k} = −log p_k, (..., 1)."""
-        return log1p(self.others / UNIT)
-
-
-def reciprocal_of_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """1 / (a + b) and 1 / (a + b)² for a, b >= 0, without the rounding of the sum (fast two_sum: Dekker 1971, doi:10.1007/BF01397083).
-
-    The barrier keeps the compiler from folding (a + b) − a into b.
-    """
-    total = lax.optimization_barrier(a + b)
-    lost = (jnp.minimum(a, b) - (total - jnp.maximum(a, b))) / total
-    inverse, square = 1 / total, 1 / (total * total)
-    return inverse - inverse * lost, square - square * (2 * lost)
-
-
-def split_at_heaviest(z: jax.Array) -> _Split:
-    """Softmax of logits (..., C), split at k; NaN throughout a row that has no finite maximum."""
-    m, k = _first_max(z)
-    heaviest = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1, out_sharding=jax.typeof(z).sharding) == k
-    e, d, tail = exp_shifted(z, m)
-    rest = jnp.where(heaviest, 0, e)
-    return _Split(m, heaviest, d, tail, rest, rest.sum(-1, keepdims=True))
-
-
-def _first_max(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """max z, or NaN where that is not finite so that the whole row becomes NaN, and its first index, (..., 1) each.
-
-    The largest of each block comes first, and then the place within a block: XLA on a CPU has no fast argmax, and any
-    other index by a reduction writes an array as large as z.
-    """
-    num_classes = z.shape[-1]
-    size = 1
-    spec = jax.typeof(z).sharding.spec
-    if num_classes >= 64 and (len(spec) < z.ndim or spec[-1] is None):  # blocks of a sharded axis would lie across devices
-        size = max(b for b in range(1, math.isqrt(num_classes) + 1) if num_classes % b == 0)
-    blocks = z.reshape(*z.shape[:-1], num_classes // size, size)
-    largest = blocks.max(-1)
-    m = largest.max(-1, keepdims=True)
-    k = _first(largest == m)
-    if size > 1:
-        k = k * size + _first(jnp.take_along_axis(blocks, k[..., None], axis=-2, mode="clip")[..., 0, :] == m)
-    return jnp.where(jnp.isfinite(m), m, jnp.nan), k
-
-
-def _first(hits: jax.Array) -> jax.Array:
-    """The index of the first True on the last axis, (..., 1), or the last index if there is none."""
-    index = lax.broadcasted_iota(jnp.int32, hits.shape, hits.ndim - 1, out_sharding=jax.typeof(hits).sharding)
-    return jnp.where(hits, index, hits.shape[-1] - 1).min(-1, keepdims=True)
-
-
-def exp_shifted(z: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """UNIT · e^{z − m} for m >= z, z − m rounded, and what that rounding lost (two_diff: Knuth, TAOCP 2, 4.2.2)."""
-    d = z - m
-    z_part = d + m
-    tail = (z - z_part) - (m - (z_part - d))
-    tail = jnp.where(d > jnp.finfo(d.dtype).minexp, tail, 0)
-    return _exp(d, tail), d, tail
-
-
-def log1p(x: jax.Array) -> jax.Array:
-    """log(1 + x) for x >= 0 within 1.5 ULP, where the backend's is off by 2.4 in the middle.
-
-    The barrier keeps the compiler from folding (1 + x) − 1 into x (Higham 2002, doi:10.1137/1.9780898718027, 1.14.1).
-    """
-    near = lax.optimization_barrier(1 + x)
-    return jnp.where(x < 0.3, jnp.log1p(x), jnp.log(near) + (x - (near - 1)) / near)
-
-
-def _exp(d: jax.Array, lo: jax.Array) -> jax.Array:
-    """UNIT · e^{d + lo} for d <= 0 within 0.6 ULP; the backends' own differ, and take no low part of the argument.
-
-    e^{d + lo} = 2^n e^r with |r| <= log(2)/2 (Tang 1989, doi:10.1145/63522.214389).
-    """
-    info = jnp.finfo(d.dtype)
-    log2_head, log2_tail, terms = (0.693359375, -2.12194440054690583e-4, 7) if info.bits == 32 else (6.93147180369123816e-1, 1.90821492927058770e-10, 13)
-    shift = int(math.log2(UNIT))
-    d = jnp.maximum(d, (info.minexp - shift - 1) * math.log(2))  # there the exponent below is 0, and the power 0
-    n = jnp.round(d * (1 / math.log(2)))
-    head, tail = d - n * log2_head, n * log2_tail - lo
-    r = head - tail
-    series = jnp.full_like(r, 1 / math.factorial(terms))
-    for k in range(terms - 1, 1, -1):
-        series = series * r + 1 / math.factorial(k)
-    exponent = n.astype(jnp.int32 if info.bits == 32 else jnp.int64) + (shift + info.maxexp - 1)
-    power = lax.bitcast_convert_type(exponent << info.nmant, d.dtype)
-    linear = power * r
-    rounded = power + linear
-    return rounded + ((linear - (rounded - power)) + power * (((head - r) - tail) + r * r * series))

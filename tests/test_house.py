@@ -13,7 +13,7 @@ import jaxgrad
 PACKAGE = Path(jaxgrad.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"_checks", "_linear", "_operators"}
+GROUND = {"_checks", "_exponentials", "_linear", "_operators"}
 SOFTMAX = GROUND | {"_softmax"}
 LOSSES = SOFTMAX | {"_cross_entropy", "_binary_cross_entropy", "_divergences"}
 EVERYTHING = None
@@ -21,6 +21,7 @@ EVERYTHING = None
 # What a module may import of the package; "" is the face.
 MAY_IMPORT = {
     "_checks": set(),
+    "_exponentials": set(),
     "_linear": {"_checks"},
     "_operators": {"_checks"},
     "_softmax": GROUND,
