@@ -110,7 +110,7 @@ def identities() -> list[Identity]:
             public=_by_probs,
             arbiter=lambda z, y: -y / exact.softmax(z),
             bound=4,
-            applies=lambda examples: np.ptp(examples.logits.astype(np.float64), axis=-1) <= 80,  # p does not underflow
+            applies=_keeps_probs,
         ),
         Identity(
             "ce-3",
@@ -155,7 +155,7 @@ def identities() -> list[Identity]:
             arbiter=exact.binary_cross_entropy_grad,
             bound=6,
             scale=lambda z, y: np.maximum(exact.sigmoid(z), y),
-            ordinary=lambda examples: (examples.suite != "stress") & (examples.size <= 6),
+            ordinary=_keeps_tails,
         ),
         Identity(
             "hess-10",
@@ -166,7 +166,7 @@ def identities() -> list[Identity]:
             public=jax.grad(total(jax.grad(total(jg.binary_cross_entropy)))),
             arbiter=exact.binary_cross_entropy_hessian,
             bound=6,
-            ordinary=lambda examples: (examples.suite != "stress") & (examples.size <= 6),
+            ordinary=_keeps_tails,
             laws=lambda closed: {"at most 1/4": bool((closed <= 0.25 * (1 + 4 * jnp.finfo(closed.dtype).eps)).all())},
         ),
         Identity(
@@ -220,6 +220,17 @@ def identities() -> list[Identity]:
             of_chain=True,
         ),
     ]
+
+
+def _keeps_tails(examples: Examples) -> Array:
+    """Real rows small enough for 1 − σ(z) to have digits: within 6 of 0 in float32."""
+    return (examples.suite != "stress") & (examples.size <= -0.375 * np.log(float(jnp.finfo(examples.logits.dtype).eps)))
+
+
+def _keeps_probs(examples: Examples) -> Array:
+    """Rows in which no probability underflows: a range of 80 nats in float32."""
+    spread = np.ptp(examples.logits.astype(np.float64), axis=-1)
+    return np.nan_to_num(spread, nan=np.inf) <= -0.92 * np.log(float(jnp.finfo(examples.logits.dtype).tiny))
 
 
 def _by_probs(z: jax.Array, y: jax.Array) -> jax.Array:
