@@ -2,7 +2,7 @@
 
 >>> import jax.numpy as jnp, jaxgrad as jg
 >>> jnp.set_printoptions(precision=4)
->>> logits, targets = jnp.array([[20.0, 0.0, -3.0]]), jnp.array([0])
+>>> logits, targets = jnp.array([[20.0, 0.0, -3.0]], jnp.float32), jnp.array([0])
 >>> jg.cross_entropy(logits, targets)             # in nats; not rounded to 0
 Array([2.1638e-09], dtype=float32)
 >>> jg.cross_entropy_grad(logits, targets)        # p - y, exact where p rounds to y
