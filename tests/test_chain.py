@@ -107,11 +107,11 @@ def test_a_confident_example_keeps_its_gradient():
 
 def test_flax_and_equinox_models_are_feature_functions():
     x, y = jax.random.normal(KEYS[4], (6, 5), jnp.float32), jnp.zeros(6, jnp.int32)
-    dense = nn.Dense(4)
+    dense = nn.Dense(4, param_dtype=jnp.float32)
     params = dense.init(KEYS[2], x)
     by_flax = jg.chain_gradients(dense.apply, params, HEAD, x, y)
     assert jax.tree.structure(by_flax.params) == jax.tree.structure(params)
-    linear = eqx.nn.Linear(5, 4, key=KEYS[2])
+    linear = eqx.nn.Linear(5, 4, key=KEYS[2], dtype=jnp.float32)
     arrays, static = eqx.partition(linear, eqx.is_inexact_array)
     by_equinox = jg.chain_gradients(lambda arrays, x: jax.vmap(eqx.combine(arrays, static))(x), arrays, HEAD, x, y)
     assert by_equinox.params.weight.shape == (4, 5)
