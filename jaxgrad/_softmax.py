@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._exponentials import UNIT, Split, split_at_heaviest
+from jaxgrad._exponentials import UNIT, Split, split_at_heaviest, with_rounded_sum
 from jaxgrad._linear import Arrays, LinearMap
 from jaxgrad._operators import SymmetricOperator
 
@@ -176,7 +176,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 @partial(jax.jit, inline=True)
 def _variances(z: jax.Array) -> jax.Array:
     """p_i (1 − p_i), (..., C)."""
-    at_k = split_at_heaviest(z)
+    at_k = with_rounded_sum(split_at_heaviest(z))
     return at_k.exps * (((UNIT - at_k.exps) + at_k.others) / UNIT) * at_k.inverse_square
 
 
@@ -189,7 +189,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 @partial(jax.jit, inline=True)
 def _products(z: jax.Array) -> jax.Array:
     """p_i p_j, (..., C, C)."""
-    at_k = split_at_heaviest(z)
+    at_k = with_rounded_sum(split_at_heaviest(z))
     return at_k.exps[..., :, None] * at_k.exps[..., None, :] * (at_k.inverse_square / UNIT)[..., None]
 
 

@@ -81,7 +81,7 @@ def suite(dtype, num_classes):
     soft[2::4] = np.eye(num_classes)[ids[2::4]]
     soft[3::4] *= rng.integers(2, size=soft[3::4].shape)
     normal = lambda: rng.normal(size=shape)
-    tangents = np.stack([normal(), normal() + 1e4, np.clip(rng.standard_t(1.5, size=shape), -1e4, 1e4), normal() * float(jnp.finfo(dtype).max) ** 0.78], 1)
+    tangents = np.stack([normal(), normal() + 1e4, np.clip(rng.standard_t(1.5, size=shape), -1e4, 1e4), normal() * float(jnp.finfo(dtype).max) ** 0.7], 1)
     cast = lambda x: jnp.asarray(x).astype(dtype)
     return Rows(list(names), cast(logits), jnp.asarray(ids, jnp.int32), cast(soft), cast(tangents))
 
