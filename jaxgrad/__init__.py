@@ -20,7 +20,16 @@ from jaxgrad._cross_entropy import cross_entropy_grad as cross_entropy_grad
 from jaxgrad._cross_entropy import cross_entropy_hessian as cross_entropy_hessian
 from jaxgrad._cross_entropy import entropy as entropy
 from jaxgrad._cross_entropy import entropy_grad as entropy_grad
+from jaxgrad._divergences import CentredDiagonal as CentredDiagonal
+from jaxgrad._divergences import js_divergence as js_divergence
+from jaxgrad._divergences import js_divergence_grad as js_divergence_grad
+from jaxgrad._divergences import js_divergence_hessian as js_divergence_hessian
+from jaxgrad._divergences import kl_divergence as kl_divergence
+from jaxgrad._divergences import kl_divergence_grad as kl_divergence_grad
+from jaxgrad._divergences import kl_divergence_hessian as kl_divergence_hessian
+from jaxgrad._divergences import nats_to_bits as nats_to_bits
 from jaxgrad._operators import Diagonal as Diagonal
+from jaxgrad._operators import PairHessian as PairHessian
 from jaxgrad._softmax import SoftmaxJacobian as SoftmaxJacobian
 from jaxgrad._softmax import log_softmax as log_softmax
 from jaxgrad._softmax import logsumexp as logsumexp

@@ -76,6 +76,15 @@ def same_shape(name: str, x: jax.Array, shape: tuple[int, ...], meaning: str) ->
         raise ValueError(f"{name}: expected shape {shape} ({meaning}), got {x.shape}; {remedy}")
 
 
+def positive(name: str, x: float) -> float:
+    """`x` as a positive finite number that is known while tracing."""
+    if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating):
+        raise TypeError(f"{name}: expected a number, got {type(x).__name__}; divide by an array or a traced value yourself")
+    if not 0 < x < np.inf:
+        raise ValueError(f"{name}: expected a positive finite number, got {x}; 1 leaves things as they are")
+    return float(x)
+
+
 def ids_in_range(name: str, ids: jax.Array, num_classes: int, where: jax.Array | None) -> None:
     """Raise IndexError for the first class id outside [0, C), if the values are at hand; under a transformation do nothing."""
     if any(isinstance(x, jax.core.Tracer) or not x.is_fully_addressable for x in (ids, where) if x is not None):

@@ -79,11 +79,11 @@ def reciprocal_of_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]
     return inverse - inverse * lost, square - square * (2 * lost)
 
 
-def split_at_heaviest(z: jax.Array) -> Split:
-    """Softmax of logits (..., C), split at k; NaN throughout a row that has no finite maximum."""
+def split_at_heaviest(z: jax.Array, temperature: float = 1.0) -> Split:
+    """Softmax of logits (..., C) over a temperature, split at k; NaN throughout a row that has no finite maximum."""
     m, k = _first_max(z)
     heaviest = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1, out_sharding=jax.typeof(z).sharding) == k
-    e, d, tail = exp_shifted(z, m)
+    e, d, tail = exp_shifted(z, m, temperature)
     rest = jnp.where(heaviest, 0, e)
     return Split(m, heaviest, d, tail, rest, rest.sum(-1, keepdims=True))
 
@@ -114,13 +114,43 @@ def _first(hits: jax.Array) -> jax.Array:
     return jnp.where(hits, index, hits.shape[-1] - 1).min(-1, keepdims=True)
 
 
-def exp_shifted(z: jax.Array, m: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """UNIT · e^{z − m} for m >= z, z − m rounded, and what that rounding lost (two_diff: Knuth, TAOCP 2, 4.2.2)."""
-    d = z - m
-    z_part = d + m
-    tail = (z - z_part) - (m - (z_part - d))
-    tail = jnp.where(d > jnp.finfo(d.dtype).minexp, tail, 0)
-    return _exp(d, tail), d, tail
+def exp_shifted(z: jax.Array, m: jax.Array, temperature: float = 1.0) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """UNIT · e^{(z − m)/T} for m >= z, (z − m)/T rounded, and what that rounding lost."""
+    d, tail = two_difference(z, m)
+    if temperature != 1:
+        d, tail = quotient(d, tail, temperature)
+    tail = jnp.where(jnp.isfinite(d), tail, 0)
+    return exp(d, jnp.where(d > jnp.finfo(d.dtype).minexp, tail, 0)), d, tail
+
+
+def two_difference(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a − b rounded, and what that lost (Knuth, TAOCP 2, 4.2.2); the latter NaN where the former is infinite."""
+    d = a - b
+    a_part = d + b
+    return d, (a - a_part) - (b - (a_part - d))
+
+
+def two_product(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a b rounded, and what that lost (Dekker 1971, doi:10.1007/BF01397083), each factor cut in two where its bits are halved."""
+    product, (a_head, a_tail), (b_head, b_tail) = a * b, _halves(a), _halves(b)
+    return product, ((a_head * b_head - product) + a_head * b_tail + a_tail * b_head) + a_tail * b_tail
+
+
+def _halves(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x as the sum of two numbers of half the digits."""
+    info = jnp.finfo(x.dtype)
+    integer = jnp.int32 if info.bits == 32 else jnp.int64
+    mask = -(1 << (info.nmant // 2 + 1))
+    head = lax.bitcast_convert_type(lax.bitcast_convert_type(x, integer) & mask, x.dtype)
+    return head, x - head
+
+
+def quotient(head: jax.Array, tail: jax.Array, divisor: float) -> tuple[jax.Array, jax.Array]:
+    """(head + tail) / divisor rounded, and what that lost."""
+    t = jnp.asarray(divisor, head.dtype)
+    quotient = head / t
+    product, lost = two_product(quotient, t)
+    return quotient, (((head - product) - lost) + tail) / t
 
 
 def log1p(x: jax.Array) -> jax.Array:
@@ -132,8 +162,8 @@ def log1p(x: jax.Array) -> jax.Array:
     return jnp.where(x < 0.3, jnp.log1p(x), jnp.log(near) + (x - (near - 1)) / near)
 
 
-def _exp(d: jax.Array, lo: jax.Array) -> jax.Array:
-    """UNIT · e^{d + lo} for d <= 0 within 0.6 ULP; the backends' own differ, and take no low part of the argument.
+def exp(d: jax.Array, lo: jax.Array) -> jax.Array:
+    """UNIT · e^{d + lo} for d <= 60 within 0.6 ULP; the backends' own differ, and take no low part of the argument.
 
     e^{d + lo} = 2^n e^r with |r| <= log(2)/2 (Tang 1989, doi:10.1145/63522.214389).
     """

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxgrad import _checks
 
 
-class SymmetricOperator(abc.ABC):
-    """A batch of symmetric matrices (..., C, C) of which only the structure is stored."""
+class LinearOperator(abc.ABC):
+    """A batch of square matrices (..., C, C) of which only the structure is stored."""
 
     @property
     @abc.abstractmethod
@@ -39,12 +39,12 @@ class SymmetricOperator(abc.ABC):
 
     @abc.abstractmethod
     def to_dense(self) -> jax.Array:
-        """The matrices (..., C, C), symmetric to the bit."""
+        """The matrices (..., C, C)."""
 
     @property
-    def T(self) -> "SymmetricOperator":
-        """The transpose: the operator itself."""
-        return self
+    @abc.abstractmethod
+    def T(self) -> "LinearOperator":
+        """The transpose."""
 
     def __matmul__(self, other: jax.Array) -> jax.Array:
         """The product with vectors (..., C), or with blocks (..., C, K) of K column vectors each.
@@ -61,6 +61,15 @@ class SymmetricOperator(abc.ABC):
         raise ValueError(
             f"other: expected vectors {self.shape[:-1]} or blocks {self.shape[:-1]} + (K,) for matrices {self.shape}, got {other.shape}; check its axes"
         )
+
+
+class SymmetricOperator(LinearOperator):
+    """A batch of symmetric matrices (..., C, C), dense symmetric to the bit."""
+
+    @property
+    def T(self) -> "SymmetricOperator":
+        """The transpose: the operator itself."""
+        return self
 
 
 @jax.tree_util.register_dataclass
@@ -104,3 +113,23 @@ class Diagonal(SymmetricOperator):
         """The matrices (..., C, C)."""
         eye = jnp.eye(self.values.shape[-1], dtype=bool)
         return jnp.where(eye, self.values[..., None], 0).astype(self.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PairHessian:
+    """The Hessian of a function of two arguments (..., C) each, in blocks (..., C, C): [[first, mixed], [mixedᵀ, second]]."""
+
+    first: LinearOperator
+    mixed: LinearOperator
+    second: LinearOperator
+
+    def matvec(self, first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The product with a pair of vectors, (..., C) each."""
+        return self.first @ first + self.mixed @ second, self.mixed.T @ first + self.second @ second
+
+    def to_dense(self) -> jax.Array:
+        """The matrices (..., 2C, 2C), symmetric to the bit."""
+        mixed = self.mixed.to_dense()
+        upper = jnp.concatenate([self.first.to_dense(), mixed], axis=-1)
+        return jnp.concatenate([upper, jnp.concatenate([mixed.swapaxes(-1, -2), self.second.to_dense()], axis=-1)], axis=-2)

@@ -260,12 +260,15 @@ def _zero_sum_terms(gradient: jax.Array, v: jax.Array) -> jax.Array:
     """g ∘ (v − c): if Σg = 0 a centre c does not change the sum, and removes a common offset of v.
 
     c is the mean of v over the classes where g > 0 or over those where g < 0, the one nearer to 0, and 0 if that
-    lies between: then the product with a basis vector is the very entry of g.
+    lies between: then the product with a basis vector is the very entry of g. An infinite entry of g, where a
+    divergence is infinite, meets 0 as a limit does.
     """
-    up, down = jnp.maximum(gradient, 0), jnp.maximum(-gradient, 0)
+    finite = jnp.where(jnp.isinf(gradient), 0, gradient)
+    up, down = jnp.maximum(finite, 0), jnp.maximum(-finite, 0)
     mean = lambda weight: (weight * v).sum(-1, keepdims=True) / jnp.maximum(weight.sum(-1, keepdims=True), jnp.finfo(v.dtype).tiny)
     a, b = mean(up), mean(down)
-    return gradient * (v - (jnp.maximum(jnp.minimum(a, b), 0) + jnp.minimum(jnp.maximum(a, b), 0)))
+    product = gradient * (v - (jnp.maximum(jnp.minimum(a, b), 0) + jnp.minimum(jnp.maximum(a, b), 0)))
+    return jnp.where(jnp.isinf(gradient), jnp.where(v == 0, 0, gradient * v), product)
 
 
 scaled_jacobian_product = LinearMap("scaled_jacobian_product", _scaled_jacobian_product)  # scale · J v, scale (..., 1)
