@@ -12,6 +12,7 @@ Array([[-2.1638e-09,  2.0612e-09,  1.0262e-10]], dtype=float32)
 from jaxgrad._binary_cross_entropy import binary_cross_entropy as binary_cross_entropy
 from jaxgrad._binary_cross_entropy import binary_cross_entropy_grad as binary_cross_entropy_grad
 from jaxgrad._binary_cross_entropy import binary_cross_entropy_hessian as binary_cross_entropy_hessian
+from jaxgrad._centred_diagonal import CentredDiagonal as CentredDiagonal
 from jaxgrad._chain import ChainGradients as ChainGradients
 from jaxgrad._chain import chain_gradients as chain_gradients
 from jaxgrad._checks import validate as validate
@@ -20,7 +21,6 @@ from jaxgrad._cross_entropy import cross_entropy_grad as cross_entropy_grad
 from jaxgrad._cross_entropy import cross_entropy_hessian as cross_entropy_hessian
 from jaxgrad._cross_entropy import entropy as entropy
 from jaxgrad._cross_entropy import entropy_grad as entropy_grad
-from jaxgrad._divergences import CentredDiagonal as CentredDiagonal
 from jaxgrad._divergences import js_divergence as js_divergence
 from jaxgrad._divergences import js_divergence_grad as js_divergence_grad
 from jaxgrad._divergences import js_divergence_hessian as js_divergence_hessian

@@ -13,12 +13,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
 from jaxgrad._exponentials import UNIT, exp_shifted, split_at_heaviest
-from jaxgrad._linear import Arrays
+from jaxgrad._linear import Arrays, unless_zero
 from jaxgrad._softmax import SoftmaxJacobian, deviation_transpose, jacobian_product, log_probs, scaled_jacobian_product, softmax, zero_sum_product
 
 
@@ -213,8 +212,8 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     dz, dy = tangents
     loss = _cross_entropy_soft(z, y)
-    by_z = jnp.zeros_like(loss) if isinstance(dz, SymbolicZero) else zero_sum_product(_grad_soft(z, y), dz)
-    by_y = jnp.zeros_like(loss) if isinstance(dy, SymbolicZero) else (_finite_log_probs(z) * dy).sum(-1)
+    by_z = unless_zero(dz, lambda v: zero_sum_product(_grad_soft(z, y), v), loss)
+    by_y = unless_zero(dy, lambda v: (_finite_log_probs(z) * v).sum(-1), loss)
     return loss, by_z - by_y
 
 
@@ -238,8 +237,8 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     z, y = primals
     dz, dy = tangents
     gradient = _grad_soft(z, y)
-    by_z = jnp.zeros_like(gradient) if isinstance(dz, SymbolicZero) else scaled_jacobian_product(z, y.sum(-1, keepdims=True), dz)
-    by_y = jnp.zeros_like(gradient) if isinstance(dy, SymbolicZero) else deviation_transpose(z, dy)
+    by_z = unless_zero(dz, lambda v: scaled_jacobian_product(z, y.sum(-1, keepdims=True), v), gradient)
+    by_y = unless_zero(dy, lambda v: deviation_transpose(z, v), gradient)
     return gradient, by_z - by_y
 
 

@@ -11,10 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 Arrays = tuple[jax.Array, ...]
+
+
+def unless_zero(tangent: Any, f: Callable[[jax.Array], jax.Array], like: jax.Array) -> jax.Array:
+    """f(tangent), or zeros like `like` for a tangent that a rule with `symbolic_zeros=True` knows to be 0."""
+    return jnp.zeros_like(like) if isinstance(tangent, SymbolicZero) else f(tangent)
 
 
 class LinearMap:
@@ -55,3 +61,7 @@ class LinearMap:
         size = next(x.shape[axis] for x, axis in zip(arguments, axes, strict=True) if axis is not None)
         *r, v = (x[None] if axis is None else jnp.moveaxis(x, axis, 0) for x, axis in zip(arguments, axes, strict=True))
         return self(*r, jnp.broadcast_to(v, (size, *v.shape[1:]))), 0
+
+
+limit_product = LinearMap("limit_product", lambda g, v: jnp.where((v == 0) & jnp.isinf(g), 0, g * v))  # g ∘ v, where an infinite derivative meets 0
+limit_product.derive(transpose=limit_product, in_r=(lambda _, v, dg: dg * v,))
