@@ -53,7 +53,7 @@ def kl_divergence(p_logits: ArrayLike, q_logits: ArrayLike, *, temperature: floa
     Source: Kullback and Leibler 1951, doi:10.1214/aoms/1177729694; Hinton, Vinyals and Dean 2015, arXiv:1503.02531.
     """
     a, b, where, _ = _pair(p_logits, q_logits, where)
-    return _unless_masked(_kl(a, b, _checks.positive("temperature", temperature)), where)
+    return unless_masked(_kl(a, b, _checks.positive("temperature", temperature)), where)
 
 
 def kl_divergence_grad(
@@ -77,7 +77,7 @@ def kl_divergence_grad(
     """
     a, b, where, dtypes = _pair(p_logits, q_logits, where)
     t = _checks.positive("temperature", temperature)
-    return _of_arguments([lambda: _kl_grad_p(a, b, t) / t, lambda: _kl_grad_q(a, b, t) / t], argnums, dtypes, where)
+    return of_arguments([lambda: _kl_grad_p(a, b, t) / t, lambda: _kl_grad_q(a, b, t) / t], argnums, dtypes, where)
 
 
 def kl_divergence_hessian(p_logits: ArrayLike, q_logits: ArrayLike, *, temperature: float = 1.0, where: ArrayLike | None = None) -> PairHessian:
@@ -100,7 +100,7 @@ def kl_divergence_hessian(p_logits: ArrayLike, q_logits: ArrayLike, *, temperatu
     a, b, where, dtypes = _pair(p_logits, q_logits, where)
     t = _checks.positive("temperature", temperature)
     dtype = jnp.promote_types(*dtypes)
-    scale = _unless_masked(jnp.full(a.shape[:-1], t**-2, a.dtype), where)
+    scale = unless_masked(jnp.full(a.shape[:-1], t**-2, a.dtype), where)
     x, y = (z if t == 1 else z / t for z in (a, b))
     return PairHessian(
         first=CentredDiagonal(x, x, (_kl_grad_p(a, b, t) + _softmax(x)) * scale[..., None], dtype),
@@ -128,7 +128,7 @@ def js_divergence(p_logits: ArrayLike, q_logits: ArrayLike, *, where: ArrayLike 
     Source: Lin 1991, doi:10.1109/18.61115.
     """
     a, b, where, _ = _pair(p_logits, q_logits, where)
-    return _unless_masked(_js(a, b), where)
+    return unless_masked(_js(a, b), where)
 
 
 def js_divergence_grad(
@@ -149,7 +149,7 @@ def js_divergence_grad(
     Source: Lin 1991, doi:10.1109/18.61115.
     """
     a, b, where, dtypes = _pair(p_logits, q_logits, where)
-    return _of_arguments([lambda: _js_grad(a, b), lambda: _js_grad(b, a)], argnums, dtypes, where)
+    return of_arguments([lambda: _js_grad(a, b), lambda: _js_grad(b, a)], argnums, dtypes, where)
 
 
 def js_divergence_hessian(p_logits: ArrayLike, q_logits: ArrayLike, *, where: ArrayLike | None = None) -> PairHessian:
@@ -171,7 +171,7 @@ def js_divergence_hessian(p_logits: ArrayLike, q_logits: ArrayLike, *, where: Ar
     a, b, where, dtypes = _pair(p_logits, q_logits, where)
     dtype = jnp.promote_types(*dtypes)
     half_c = _harmonic(a, b) / 2
-    masked = lambda w: _unless_masked(w, where)
+    masked = lambda w: unless_masked(w, where)
     return PairHessian(
         first=CentredDiagonal(a, a, masked(_js_grad(a, b) + half_c), dtype),
         mixed=CentredDiagonal(a, b, masked(-half_c), dtype),
@@ -309,17 +309,17 @@ def _harmonic(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.maximum(p, q) * (jnp.minimum(p, q) / jnp.where(mass > 0, mass, 1))
 
 
-def _unless_masked(x: jax.Array, where: jax.Array | None) -> jax.Array:
+def unless_masked(x: jax.Array, where: jax.Array | None) -> jax.Array:
     """0 where an example is left out; `where` has the leading axes of x."""
     return x if where is None else jnp.where(where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), x, 0)
 
 
-def _of_arguments(
+def of_arguments(
     gradients: Sequence[Callable[[], jax.Array]], argnums: int | Sequence[int], dtypes: Sequence[jnp.dtype], where: jax.Array | None
 ) -> jax.Array | tuple[jax.Array, ...]:
     """The gradients in the arguments of these numbers, as `jax.grad` returns them."""
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     if not all(n in range(len(gradients)) for n in numbers):
         raise ValueError(f"argnums: expected numbers from 0 to {len(gradients) - 1}, got {argnums}; 0 is the first argument")
-    chosen = tuple(_unless_masked(gradients[n](), where).astype(dtypes[n]) for n in numbers)
+    chosen = tuple(unless_masked(gradients[n](), where).astype(dtypes[n]) for n in numbers)
     return chosen[0] if isinstance(argnums, int) else chosen

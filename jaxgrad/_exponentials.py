@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+LARGEST_EXPONENT = 60.0  # for `exp`
 UNIT = 2.0**20  # exponentials are kept times this, so that small ones count in a sum before they underflow
 
 
@@ -163,7 +164,7 @@ def log1p(x: jax.Array) -> jax.Array:
 
 
 def exp(d: jax.Array, lo: jax.Array) -> jax.Array:
-    """UNIT · e^{d + lo} for d <= 60 within 0.6 ULP; the backends' own differ, and take no low part of the argument.
+    """UNIT · e^{d + lo} for d <= LARGEST_EXPONENT within 0.6 ULP; the backends' own differ, and take no low part of the argument.
 
     e^{d + lo} = 2^n e^r with |r| <= log(2)/2 (Tang 1989, doi:10.1145/63522.214389).
     """

@@ -15,7 +15,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {"_checks", "_exponentials", "_linear", "_operators"}
 SOFTMAX = GROUND | {"_softmax"}
-LOSSES = SOFTMAX | {"_cross_entropy", "_binary_cross_entropy", "_divergences"}
+COMPARED = SOFTMAX | {"_bregman", "_comparison", "_centred_diagonal"}
+LOSSES = COMPARED | {"_cross_entropy", "_binary_cross_entropy", "_divergences", "_probability_divergences", "_model_divergences", "_gaussian_kl"}
 EVERYTHING = None
 
 # What a module may import of the package; "" is the face.
@@ -27,7 +28,13 @@ MAY_IMPORT = {
     "_softmax": GROUND,
     "_cross_entropy": SOFTMAX,
     "_binary_cross_entropy": SOFTMAX,
-    "_divergences": SOFTMAX,
+    "_bregman": {"_exponentials"},
+    "_comparison": GROUND | {"_bregman"},
+    "_centred_diagonal": SOFTMAX,
+    "_divergences": COMPARED,
+    "_probability_divergences": COMPARED | {"_divergences"},
+    "_gaussian_kl": COMPARED | {"_divergences"},
+    "_model_divergences": COMPARED | {"_cross_entropy", "_divergences", "_probability_divergences"},
     "_chain": LOSSES,
     "_head": LOSSES,
     "_curvature": GROUND,
