@@ -1,8 +1,8 @@
 """What is left of a convex function beyond its tangent: never negative, and accurate where all but the remainder cancels.
 
     ψ(x)    = e^x − 1 − x
+    g(p, q) = p log(p/q) − p + q
     h(u)    = ((1 + u) log(1 + u) + (1 − u) log(1 − u)) / 2
-    g(p, q) = p log(p/q) − (p − q)
 
 Bregman divergences in one coordinate (Bregman 1967, doi:10.1016/0041-5553(67)90040-7), element by element, in the
 dtype to compute in.
@@ -32,12 +32,18 @@ def expm1_and_remainder(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return rise + power * (y + psi), at_c(lambda c: math.exp(c) - 1 - c) + (rise * y + power * psi)
 
 
-def mixture_excess(u: jax.Array) -> jax.Array:
-    """h(u) = Σ_n u^{2n} / (2n (2n − 1)), for |u| <= 1: log 2 at both ends."""
-    square = jnp.where(jnp.abs(u) < 0.5, u * u, 0)
-    near = square / 2 + square * square * _series([1 / (2 * n * (2 * n - 1)) for n in range(2, _terms(u, 13, 26))], square)
-    w_log_w = lambda w: w * jnp.log(jnp.where(w > 0, w, 1))
-    return jnp.where(jnp.abs(u) < 0.5, near, (w_log_w(1 + u) + w_log_w(1 - u)) / 2)
+def mixture_excess(p: jax.Array, q: jax.Array, ratio_less_one: jax.Array) -> jax.Array:
+    """½ (p log(p/m) + q log(q/m)) for p, q >= 0, m = (p + q)/2, with r = q/p − 1, or 0 where they are far apart; 0 where both are 0.
+
+    It is m h(u) with u = −r/(2 + r) and h(u) = Σ_n u^{2n} / (2n (2n − 1)), and m u² = p r² / (2 (2 + r)).
+    """
+    divisor = jnp.where(p + q > 0, p + q, 1)
+    near = (jnp.abs(q - p) < 0.5 * divisor) & ((ratio_less_one != 0) | (p == q))
+    r = jnp.where(near, ratio_less_one, 0)
+    square = (r / (2 + r)) ** 2
+    series = 0.5 + square * _series([1 / (2 * n * (2 * n - 1)) for n in range(2, _terms(p, 13, 26))], square)
+    part = lambda x: x * jnp.log(jnp.where(x / divisor > 0, 2 * (x / divisor), 1))
+    return jnp.where(near, p * (r * r / (2 + r)) * series, part(p) + part(q)) / 2
 
 
 def relative_entropy_excess(p: jax.Array, q: jax.Array, difference: jax.Array, log_ratio: jax.Array) -> jax.Array:

@@ -15,12 +15,14 @@ SMALL = 0.3  # nats: below, KL is log(1 + Σ p ψ(E_p[D] − D)) with D = a − 
 class Comparison(NamedTuple):
     """What KL, JS and their gradients are made of; p = softmax(a/T), q = softmax(b/T)."""
 
-    p: jax.Array  # (..., C)
-    q: jax.Array  # (..., C)
-    log_ratio: jax.Array  # (..., C): t = log(p/q), where neither is masked
+    p: jax.Array  # (..., C): UNIT · p
+    q: jax.Array  # (..., C): UNIT · q
     kl: jax.Array  # (...)
-    by_p: jax.Array  # (..., C): p ∘ (t − KL)
-    by_q: jax.Array  # (..., C): q − p
+    log_ratio: jax.Array  # (..., C): t = log(p/q), up to a constant close to 0, and +inf where q is masked
+    log_ratio_tail: jax.Array  # (..., C): what rounding has lost of it
+    ratio_less_one: jax.Array  # (..., C): q/p − 1 where that is from −0.86 to 6.3, otherwise 0
+    by_p: jax.Array  # (..., C): UNIT · p ∘ (t − KL)
+    by_q: jax.Array  # (..., C): UNIT · (q − p)
 
 
 @partial(jax.jit, inline=True, static_argnums=2)
@@ -33,7 +35,7 @@ def compare(a: jax.Array, b: jax.Array, temperature: float = 1.0) -> Comparison:
     If KL is not small it is S itself with −t in place of x, in which the sign of no sum can flip.
     """
     at_p, at_q = split_at_heaviest(a, temperature), split_at_heaviest(b, temperature)
-    p, q = at_p.exps * (at_p.inverse * UNIT), at_q.exps * (at_q.inverse * UNIT)  # times UNIT, as their sums may be small
+    p, q = at_p.exps * (at_p.inverse * UNIT), at_q.exps * (at_q.inverse * UNIT)  # times UNIT: what is small counts before it underflows
     in_p, in_q = a > -jnp.inf, b > -jnp.inf
     in_both, broken = in_p & in_q, (in_p & ~in_q).any(-1, keepdims=True)
     s_p, s_q = at_p.others / UNIT, at_q.others / UNIT
@@ -60,30 +62,36 @@ def compare(a: jax.Array, b: jax.Array, temperature: float = 1.0) -> Comparison:
     # t = D + (a_k − b_k) − (log of the normalisers' ratio), each relative to the heaviest class of its own.
     log_normalisers = jnp.sign(s_p - s_q) * log1p(jnp.abs(s_p - s_q) / (1 + jnp.minimum(s_p, s_q)))
     lead, lead_tail = _quotient_of(*two_difference(at_q.top, b_k), temperature)
-    t = ((head + lead) - log_normalisers) + (tail + lead_tail)
+    t, lost = two_difference(head, -lead)
+    t, lost_too = two_difference(t, log_normalisers)
+    t, t_tail = _renormalised(t, (tail + lead_tail) + (lost + lost_too))
 
     small = ((shift + origin + lead) - log_normalisers < SMALL) & ~broken
     x = jnp.where(small, -deviation_head, -t)
     near = in_both & (jnp.abs(x) < NEAR)
     x = jnp.where(in_both, x, 0)
     rise, psi = expm1_and_remainder(jnp.where(near, x, 0))
-    psi = psi - jnp.where(small, rise * deviation_tail, 0)
+    x_tail = jnp.where(small, -deviation_tail, 0)
+    rise, psi = rise + (1 + rise) * x_tail, psi + rise * x_tail
     total = jnp.where(near, p * psi, (q - p) - p * x).sum(-1, keepdims=True)
     q_near = 1 - jnp.where(near, 0, q).sum(-1, keepdims=True) / UNIT
     growth = jnp.where(small, total / q_near, 0)  # UNIT · (e^KL − 1)
     kl = jnp.where(small, log1p(growth / UNIT), total / UNIT)
 
-    by_q = jnp.where(near, p * ((rise * UNIT - growth) / (1 + growth / UNIT) / UNIT), q - p) / UNIT
+    ratio_less_one = (rise * UNIT - growth) / (1 + growth / UNIT) / UNIT
+    by_q = jnp.where(near, p * ratio_less_one, q - p)
     rests = at_p.others * (at_p.inverse * UNIT), at_q.others * (at_q.inverse * UNIT)
     shared_top = at_p.heaviest & at_q.heaviest & (jnp.maximum(*rests) < 1.5 * (p / UNIT) * (jnp.abs(x) * UNIT + growth))
-    by_q = jnp.where(shared_top, (rests[0] - rests[1]) / UNIT, by_q)
+    by_q = jnp.where(shared_top, rests[0] - rests[1], by_q)
     limit = jnp.where(in_p, jnp.where(in_q, -jnp.inf, jnp.inf), 0)
     return Comparison(
-        p=p / UNIT,
-        q=q / UNIT,
-        log_ratio=jnp.where(small, kl + deviation_head, t),
+        p=p,
+        q=q,
         kl=jnp.where(broken, jnp.where(jnp.isnan(total), jnp.nan, jnp.inf), kl)[..., 0],
-        by_p=jnp.where(broken, jnp.where(jnp.isnan(total), jnp.nan, limit), p * deviation_head / UNIT),
+        log_ratio=jnp.where(in_q, t, jnp.inf),
+        log_ratio_tail=jnp.where(in_both, t_tail, 0),
+        ratio_less_one=jnp.where(near, ratio_less_one, 0),
+        by_p=jnp.where(broken, jnp.where(jnp.isnan(total), jnp.nan, limit), p * deviation_head),
         by_q=by_q,
     )
 

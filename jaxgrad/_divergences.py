@@ -18,9 +18,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._bregman import mixture_excess
+from jaxgrad._bregman import NEAR, expm1_and_remainder, mixture_excess
 from jaxgrad._centred_diagonal import CentredDiagonal, rounded_jacobian_product, shared_product, twist
 from jaxgrad._comparison import compare
+from jaxgrad._exponentials import UNIT
 from jaxgrad._linear import Arrays, unless_zero
 from jaxgrad._operators import PairHessian
 from jaxgrad._softmax import SoftmaxJacobian, _softmax, jacobian_product, log_probs, zero_sum_product
@@ -195,8 +196,7 @@ def nats_to_bits(nats: ArrayLike) -> jax.Array:
     """
     x = _checks.as_floating("nats", nats)
     x = x.astype(_checks.compute_dtype(x))
-    head, tail = (1.4423828125, 3.1222848896340736e-4) if x.dtype == jnp.float32 else (1.4426950408889634, 2.0355273740931033e-17)
-    return x * head + x * tail
+    return x * (1 / math.log(2))
 
 
 def _pair(p_logits: ArrayLike, q_logits: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array | None, tuple[jnp.dtype, jnp.dtype]]:
@@ -230,7 +230,7 @@ def _(temperature: float, primals: Arrays, tangents: Arrays) -> tuple[jax.Array,
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _kl_grad_p(a: jax.Array, b: jax.Array, temperature: float) -> jax.Array:
     """p ∘ (t − KL), the gradient in a/T."""
-    return compare(a, b, temperature).by_p
+    return compare(a, b, temperature).by_p / UNIT
 
 
 @partial(_kl_grad_p.defjvp, symbolic_zeros=True)
@@ -245,7 +245,7 @@ def _(temperature: float, primals: Arrays, tangents: Arrays) -> tuple[jax.Array,
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _kl_grad_q(a: jax.Array, b: jax.Array, temperature: float) -> jax.Array:
     """q − p, the gradient in b/T."""
-    return compare(a, b, temperature).by_q
+    return compare(a, b, temperature).by_q / UNIT
 
 
 @partial(_kl_grad_q.defjvp, symbolic_zeros=True)
@@ -264,8 +264,7 @@ def _over(x: jax.Array, temperature: float) -> jax.Array:
 @jax.custom_jvp
 def _js(a: jax.Array, b: jax.Array) -> jax.Array:
     both = compare(a, b)
-    mass = both.p + both.q
-    return (mass * mixture_excess(both.by_q / jnp.where(mass > 0, mass, 1))).sum(-1) / 2
+    return jnp.minimum(mixture_excess(both.p, both.q, both.ratio_less_one).sum(-1) / UNIT, math.log(2))  # not past its limit by rounding
 
 
 @partial(_js.defjvp, symbolic_zeros=True)
@@ -278,13 +277,25 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_jvp
 def _js_grad(a: jax.Array, b: jax.Array) -> jax.Array:
-    """½ J_p log(p/m), the gradient in a: log(p/m) = log(1 + u) with u = (p − q)/(p + q), or log 2 − log(1 + e^{−t})."""
+    """½ J_p log(p/m), the gradient in a.
+
+    J annihilates constants, so log(p/m) − log(2/(1 + e^{−t*})) = −log(1 + w (e^x − 1)) will do, with x = t* − log(p/q)
+    and w = 1/(1 + e^{t*}): near t* it is as accurate as x. Most of p is near the t* at which log(p/m) takes its mean, and t*
+    is the mean of what is near that.
+    """
     both = compare(a, b)
-    mass = both.p + both.q
-    u = -both.by_q / jnp.where(mass > 0, mass, 1)
-    t = jnp.minimum(both.log_ratio, 0)
-    surprise = jnp.where(u > -0.5, jnp.log1p(jnp.maximum(u, -0.5)), (math.log(2) + t) - jnp.log1p(jnp.exp(t)))
-    return jacobian_product(a, jnp.where(a == -jnp.inf, 0, surprise)) / 2
+    p, q, t, in_p = both.p, both.q, both.log_ratio, a > -jnp.inf
+    ratio = jnp.minimum(p, q) / jnp.where(p + q > 0, jnp.maximum(p, q), 1)
+    softplus = jnp.log1p(ratio) - jnp.where(p < q, t, 0)  # log(1 + e^{−t})
+    mean = jnp.where(in_p, p * softplus, 0).sum(-1, keepdims=True) / UNIT
+    typical = jnp.minimum(-jnp.log(jnp.expm1(mean)), 80.0)
+    weight = jnp.where(in_p & (jnp.abs(t - typical) < 1), p, 0)
+    bulk = weight.sum(-1, keepdims=True)
+    centre = jnp.where(bulk > 0, jnp.where(weight > 0, weight * t, 0).sum(-1, keepdims=True) / jnp.where(bulk > 0, bulk, 1), typical)
+    x = (centre - t) - both.log_ratio_tail
+    near = jnp.abs(x) < NEAR
+    rise, _ = expm1_and_remainder(jnp.where(near, x, 0))
+    return jacobian_product(a, jnp.where(in_p, -jnp.where(near, jnp.log1p(jax.nn.sigmoid(-centre) * rise), softplus - jax.nn.softplus(-centre)), 0)) / 2
 
 
 @partial(_js_grad.defjvp, symbolic_zeros=True)
