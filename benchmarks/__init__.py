@@ -2,4 +2,8 @@
 
 Needs the extra `bench`; a peer that is not installed is named in the report and left out. A claim of speed is a
 ratio to the best peer and to a limit of the machine, measured in the same rounds of the same process.
+
+The kept report of accuracy, with every peer installed (torch is in no extra: `pip install torch`):
+
+    python -m benchmarks --only accuracy accuracy_divergences --markdown benchmarks/accuracy.md
 """

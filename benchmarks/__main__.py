@@ -1,16 +1,18 @@
 """The command line: `python -m benchmarks [--quick] [--only NAME ...] [--json FILE] [--markdown FILE] [--rounds N]`."""
 
 import argparse
+import inspect
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks import _report, accuracy, cross_entropy, imports, softmax_family
+from benchmarks import _report, accuracy, accuracy_divergences, cross_entropy, divergences, imports, softmax_family
 from benchmarks._harness import DTYPE, Effort
 
-BENCHMARKS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in (cross_entropy, softmax_family, imports, accuracy)}
+MODULES: Sequence[ModuleType] = (cross_entropy, divergences, softmax_family, imports, accuracy, accuracy_divergences)
+BENCHMARKS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     rounds = options.rounds or (7 if options.quick else 31)
     effort = Effort(rounds=rounds, compile_rounds=1 if options.quick else 3)
-    setting = _report.Setting.of_this_process(DTYPE.__name__)
+    setting = _report.Setting.of_this_process(_command(options), DTYPE.__name__)
     print(_report.setting_text(setting), flush=True)
     cases = [(name, case) for name in names for case in BENCHMARKS[name].cases(options.quick)]
     results = []
@@ -39,24 +41,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         options.json.write_text(_report.as_json(setting, results), encoding="utf-8")
     if options.markdown:
-        options.markdown.write_text(_report.markdown(setting, results), encoding="utf-8")
+        explanations = {name: inspect.cleandoc(module.__doc__ or "") for name, module in BENCHMARKS.items()}
+        options.markdown.write_text(_report.markdown(setting, results, explanations), encoding="utf-8")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    summaries = [f"  {name:<16}{(module.__doc__ or '').splitlines()[0]}" for name, module in BENCHMARKS.items()]
+    summaries = [f"  {name:<22}{(module.__doc__ or '').splitlines()[0]}" for name, module in BENCHMARKS.items()]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Speed and accuracy of jaxgrad beside its peers. Peers that are not installed are listed by name.",
         epilog="\n".join(["benchmarks:", *summaries]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="few rounds and the smaller sizes: about a minute in all")
+    parser.add_argument("--quick", action="store_true", help="few rounds and the smaller sizes: under two minutes in all")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="run these benchmarks; all of them by default")
     parser.add_argument("--rounds", type=_positive, metavar="N", help="how often each contender takes its turn (31; 7 with --quick)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers to FILE as JSON")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="also write the tables to FILE as Markdown")
     return parser
+
+
+def _command(options: argparse.Namespace) -> str:
+    """What decides about the numbers, without the files they go to."""
+    words = ["python -m benchmarks", *(["--quick"] if options.quick else []), *(["--rounds", str(options.rounds)] if options.rounds else [])]
+    return " ".join(words + (["--only", *options.only] if options.only else []))
 
 
 def _positive(text: str) -> int:

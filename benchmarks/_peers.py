@@ -60,6 +60,33 @@ CROSS_ENTROPY_DISTRIBUTIONS: Mapping[str, Loss] = {
 }
 
 
+def kl_divergences() -> dict[str, Loss]:
+    """KL(p‖q) of logits of p and of q, (..., C) each, as optax and distrax have it, and as the formula reads."""
+    losses: dict[str, Loss] = {
+        "optax": lambda a, b: optax.kl_divergence(jax.nn.log_softmax(b), jax.nn.softmax(a)),
+        "optax, log targets": lambda a, b: optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(b), jax.nn.log_softmax(a)),
+        "jax.nn.log_softmax": _log_softmax_kl,
+    }
+    distrax = load("distrax")
+    if distrax:
+        losses["distrax"] = lambda a, b: distrax.Categorical(logits=a).kl_divergence(distrax.Categorical(logits=b))
+    return losses
+
+
+def _log_softmax_kl(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Σ p (log p − log q), (...), from `jax.nn.log_softmax`."""
+    log_p, log_q = jax.nn.log_softmax(a), jax.nn.log_softmax(b)
+    return (jnp.exp(log_p) * (log_p - log_q)).sum(-1)
+
+
+def log_softmax_js(a: jax.Array, b: jax.Array) -> jax.Array:
+    """½ Σ p (log p − log m) + ½ Σ q (log q − log m), m = (p + q)/2, (...), from `jax.nn.log_softmax`."""
+    log_p, log_q = jax.nn.log_softmax(a), jax.nn.log_softmax(b)
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    log_m = jnp.log((p + q) / 2)
+    return (p * (log_p - log_m) + q * (log_q - log_m)).sum(-1) / 2
+
+
 def p_log_p_entropy(logits: jax.Array) -> jax.Array:
     """−Σ p log p, (...), from `jax.nn.softmax` and `jax.nn.log_softmax`."""
     return -(jax.nn.softmax(logits) * jax.nn.log_softmax(logits)).sum(-1)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,8 +19,9 @@ ENVIRONMENT = ("MALLOC_", "XLA_", "JAX_", "OMP_", "PYTHONDONTWRITEBYTECODE")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The machine, the versions and the environment of one run."""
+    """The command, the machine, the versions and the environment of one run."""
 
+    command: str
     processor: str
     cores: int
     load_average: float
@@ -35,10 +36,11 @@ class Setting:
     dtype: str
 
     @classmethod
-    def of_this_process(cls, dtype: str) -> "Setting":
+    def of_this_process(cls, command: str, dtype: str) -> "Setting":
         """What can be seen from here, now."""
         device = jax.devices()[0]
         return cls(
+            command=command,
             processor=_processor(),
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
             load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan,
@@ -58,6 +60,7 @@ class Setting:
         malloc = [name for name in self.environment if name.startswith("MALLOC_")]
         environment = [f"{name}={value}" for name, value in self.environment.items()]
         return [
+            ("command", self.command),
             ("machine", f"{self.processor}, {self.cores} cores, load average {self.load_average:.2f} at the start, {self.system}"),
             ("device", self.device),
             ("versions", f"python {self.python}, jax {self.jax}, jaxlib {self.jaxlib}, jaxgrad {self.jaxgrad}"),
@@ -105,14 +108,14 @@ def result_text(result: Result) -> str:
     return "\n".join([f"{result.benchmark}: {result.title}", *("  " + line for line in lines)])
 
 
-def markdown(setting: Setting, results: Sequence[Result]) -> str:
-    """The whole report in Markdown."""
+def markdown(setting: Setting, results: Sequence[Result], explanations: Mapping[str, str]) -> str:
+    """The whole report in Markdown, each benchmark with its explanation."""
     parts = ["# jaxgrad benchmarks", "\n".join(f"- {label}: {value}" for label, value in setting.lines())]
     benchmark = ""
     for result in results:
         if result.benchmark != benchmark:
             benchmark = result.benchmark
-            parts.append(f"## {benchmark}")
+            parts += [f"## {benchmark}", explanations[benchmark]]
         table = result.table()
         alignment = ["---", *["---:"] * (len(table.headers) - 1)]
         rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.headers, alignment, *table.rows)]

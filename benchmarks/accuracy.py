@@ -1,13 +1,13 @@
 """Worst errors over a stress suite of logit rows, against mpmath at 80 digits: jaxgrad and its peers on the same inputs.
 
-An error is |computed − exact| in ULP, the spacing of float32 at the exact value, component by component. Where both
-are below 100 C times the smallest normal number it is forgiven, as XLA flushes subnormal numbers to zero on CPU.
-An answer of 0 is off by up to 2^24 = 1.68e7 ULP: all digits.
+An error is |computed − exact| in ULP, the spacing of float32 at the exact value, component by component. Numbers below
+100 C times the smallest normal number count as 0, as XLA flushes subnormal numbers to zero on CPU. An answer of 0 is off
+by up to 2^24 = 1.68e7 ULP, all digits, and so is any other in place of an exact 0. The largest and the median error are
+those of numbers; how many answers are 0, negative or NaN where the exact one is not is counted beside them.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,94 +17,11 @@ import numpy as np
 
 import jaxgrad as jg
 from benchmarks import _peers
-from benchmarks._harness import Effort, Function
+from benchmarks._accuracy import DIGITS, AccuracyCase, Block, Contender, as_float64, stacked
+from benchmarks._harness import Function
 from benchmarks._peers import Loss
-from benchmarks._report import Table
 
-DIGITS = 80
 NATS = (5.0, 17.0, 20.0, 50.0)
-FLOAT32 = np.finfo(np.float32)
-
-Contender = Callable[[np.ndarray, np.ndarray], Any]  # of logits (N, C) and class ids (N,)
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-    """Rows with the same number of classes: logits (N, C), class ids (N,), the kind of each row, the exact answers."""
-
-    logits: np.ndarray
-    ids: np.ndarray
-    kinds: Sequence[str]
-    exact: Mapping[str, np.ndarray]  # float64, rounded from 80 digits: 2^-29 of a float32 ULP
-
-
-@dataclasses.dataclass(frozen=True)
-class AccuracyCase:
-    """One quantity, and those who compute it."""
-
-    title: str
-    contenders: Mapping[str, Contender]
-    quick: bool
-
-    def measure(self, effort: Effort) -> "AccuracyResult":
-        """Compare; rounding errors need no second round."""
-        del effort
-        suite = stress_suite(self.quick)
-        rows = [Row.of(name, [_errors(block, self.title, contender) for block in suite]) for name, contender in self.contenders.items()]
-        return AccuracyResult(self.title, sum(block.exact[self.title].size for block in suite), tuple(rows))
-
-
-@dataclasses.dataclass(frozen=True)
-class Errors:
-    """The errors of one contender on one block: `ulp` is inf where the answer is NaN."""
-
-    num_classes: int
-    kinds: Sequence[str]
-    ulp: np.ndarray
-    lost: np.ndarray  # the exact zeros
-    nan: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One contender: its largest error and where, exact zeros for answers that float32 can hold, and NaN."""
-
-    contender: str
-    max_ulp: float
-    worst: str
-    median_ulp: float
-    zeros: int
-    nan: int
-
-    @classmethod
-    def of(cls, contender: str, blocks: Sequence[Errors]) -> "Row":
-        """Over all blocks."""
-        worst = max(blocks, key=lambda errors: float(errors.ulp.max()))
-        kind = worst.kinds[int(worst.ulp.max(axis=-1).argmax())]
-        return cls(
-            contender=contender,
-            max_ulp=float(worst.ulp.max()),
-            worst=f"{kind}, C = {worst.num_classes}",
-            median_ulp=float(np.median(np.concatenate([errors.ulp.ravel() for errors in blocks]))),
-            zeros=sum(int(errors.lost.sum()) for errors in blocks),
-            nan=sum(int(errors.nan.sum()) for errors in blocks),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class AccuracyResult:
-    """The contenders for one quantity."""
-
-    title: str
-    answers: int
-    rows: tuple[Row, ...]
-    benchmark: str = "accuracy"
-
-    def table(self) -> Table:
-        """One line a contender."""
-        headers = (f"{self.answers} answers, float32", "max ULP", "at", "median ULP", "zeros", "NaN")
-        rows = [(row.contender, f"{row.max_ulp:.3g}", row.worst, f"{row.median_ulp:.2g}", str(row.zeros), str(row.nan)) for row in self.rows]
-        return Table(headers, rows)
 
 
 def cases(quick: bool) -> Sequence[AccuracyCase]:
@@ -151,7 +68,8 @@ def cases(quick: bool) -> Sequence[AccuracyCase]:
     if torch:
         for quantity, contender in _torch_contenders(torch).items():
             quantities[quantity]["torch"] = contender
-    return [AccuracyCase(title, contenders, quick) for title, contenders in quantities.items()]
+    suite = functools.partial(stress_suite, quick)
+    return [AccuracyCase("accuracy", title, contenders, suite) for title, contenders in quantities.items()]
 
 
 def _hessian_diagonal(loss: Loss) -> Function:
@@ -190,20 +108,6 @@ def _torch_contenders(torch: Any) -> dict[str, Contender]:
     return {quantity: functools.partial(on_numpy, function) for quantity, function in functions.items()}
 
 
-def _errors(block: Block, quantity: str, contender: Contender) -> Errors:
-    computed, exact = np.asarray(contender(block.logits, block.ids)), block.exact[quantity]
-    if computed.dtype != np.float32 or computed.shape != exact.shape:
-        raise ValueError(f"{quantity}: expected float32 of shape {exact.shape}, got {computed.dtype} of shape {computed.shape}; correct the contender")
-    num_classes = block.logits.shape[-1]
-    negligible = 100 * num_classes * float(FLOAT32.tiny)
-    exponent = np.where(exact == 0, FLOAT32.minexp, np.frexp(exact)[1] - 1)
-    spacing = np.ldexp(1.0, np.maximum(exponent, FLOAT32.minexp) - FLOAT32.nmant)
-    ulp = np.abs(computed.astype(np.float64) - exact) / spacing
-    ulp = np.where((np.abs(exact) < negligible) & (np.abs(computed) < negligible), 0, ulp)
-    ulp = np.where(np.isnan(ulp), np.inf, ulp).reshape(len(block.kinds), -1)
-    return Errors(num_classes, block.kinds, ulp, lost=(computed == 0) & (np.abs(exact) >= negligible), nan=np.isnan(computed))
-
-
 @functools.cache
 def stress_suite(quick: bool) -> Sequence[Block]:
     """Seeded rows of every kind with 2, 10 and 1000 classes, and the exact answers."""
@@ -224,13 +128,10 @@ def _block(random: np.random.Generator, num_classes: int, repeats: int) -> Block
                 rows.append((f"true class {nats:g} nats {kind}", np.where(np.arange(num_classes) == y, z_y, z), y))
     kinds, logits, ids = zip(*rows, strict=True)
     float32_logits = np.stack(logits).astype(np.float32)
-    answers = [_exact(*row) for row in zip(float32_logits, ids, strict=True)]
-    return Block(
-        float32_logits, np.array(ids, dtype=np.int32), kinds, {quantity: np.array([answer[quantity] for answer in answers]) for quantity in answers[0]}
-    )
+    return Block((float32_logits, np.array(ids, dtype=np.int32)), kinds, stacked([_exact(*row) for row in zip(float32_logits, ids, strict=True)]))
 
 
-def _exact(logits: np.ndarray, class_id: int) -> dict[str, Any]:
+def _exact(logits: np.ndarray, class_id: int) -> dict[str, np.ndarray]:
     """The textbook formulas for one row; what cancels in them, cancels in 80 digits."""
     with mpmath.workdps(DIGITS):
         z = [mpmath.mpf(float(z_j)) for z_j in logits]
@@ -239,12 +140,13 @@ def _exact(logits: np.ndarray, class_id: int) -> dict[str, Any]:
         p = [e_j / total for e_j in exps]
         log_total = mpmath.log(total)
         log_p = [z_j - log_total for z_j in z]
-        answers = {
-            "cross-entropy": -log_p[class_id],
-            "cross-entropy gradient": [p_j - (j == class_id) for j, p_j in enumerate(p)],
-            "cross-entropy Hessian diagonal": [p_j * (1 - p_j) for p_j in p],
-            "softmax": p,
-            "log_softmax": log_p,
-            "entropy": -mpmath.fsum(p_j * log_p_j for p_j, log_p_j in zip(p, log_p, strict=True)),
-        }
-        return {quantity: np.array(answer, dtype=np.float64) for quantity, answer in answers.items()}
+        return as_float64(
+            {
+                "cross-entropy": -log_p[class_id],
+                "cross-entropy gradient": [p_j - (j == class_id) for j, p_j in enumerate(p)],
+                "cross-entropy Hessian diagonal": [p_j * (1 - p_j) for p_j in p],
+                "softmax": p,
+                "log_softmax": log_p,
+                "entropy": -mpmath.fsum(p_j * log_p_j for p_j, log_p_j in zip(p, log_p, strict=True)),
+            }
+        )
