@@ -19,14 +19,14 @@ NEAR = 2.0
 
 
 def expm1_and_remainder(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """e^x − 1 and ψ(x) within 1.5 ULP, for |x| < NEAR.
+    """e^x − 1 and ψ(x) within 1.5 ULP, for |x| < NEAR or rounded to it.
 
     With x = c + y and c in −1, 0, 1, ψ(c + y) = ψ(c) + (e^c − 1) y + e^c ψ(y), of which no term is negative.
     """
     c = jnp.trunc(x)
     y = x - c
     half_square = y * y / 2
-    psi = half_square + half_square * y * _series([2 / math.factorial(n) for n in range(3, _terms(x, 13, 20))], y)
+    psi = half_square + half_square * y * _series([2 / math.factorial(n) for n in range(3, _terms(x, 12, 20))], y)
     at_c = lambda f: jnp.where(c == 0, f(0), jnp.where(c > 0, f(1), f(-1)))
     power, rise = at_c(math.exp), at_c(math.expm1)
     return rise + power * (y + psi), at_c(lambda c: math.exp(c) - 1 - c) + (rise * y + power * psi)

@@ -36,64 +36,70 @@ def compare(a: jax.Array, b: jax.Array, temperature: float = 1.0) -> Comparison:
     """
     at_p, at_q = split_at_heaviest(a, temperature), split_at_heaviest(b, temperature)
     p, q = at_p.exps * (at_p.inverse * UNIT), at_q.exps * (at_q.inverse * UNIT)  # times UNIT: what is small counts before it underflows
-    in_p, in_q = a > -jnp.inf, b > -jnp.inf
-    in_both, broken = in_p & in_q, (in_p & ~in_q).any(-1, keepdims=True)
+    in_p, in_both = a > -jnp.inf, jnp.minimum(a, b) > -jnp.inf
     s_p, s_q = at_p.others / UNIT, at_q.others / UNIT
 
-    # D − D_k as head + tail, k the heaviest class of p, and its mean, which is 0 plus the share of the others in it.
+    # D − D_k as head + tail, k the heaviest class of p: +inf where only q is masked, 0 where p is. Then its mean over the others.
     b_k = jnp.where(at_p.heaviest, b, 0).sum(-1, keepdims=True)
-    b_k = jnp.where(b_k == -jnp.inf, at_q.top, b_k)
+    top_broken = b_k == -jnp.inf
+    b_k = jnp.where(top_broken, at_q.top, b_k)
     head_k, tail_k = two_difference(at_p.top, b_k)
-    head, tail = two_difference(jnp.where(in_both, a, head_k), jnp.where(in_both, b, 0))
+    head, tail = two_difference(jnp.where(in_p, a, head_k), jnp.where(in_p, b, 0))
     head, lost = two_difference(head, head_k)
-    head, tail = _quotient_of(*_renormalised(head, lost + jnp.where(in_both, tail - tail_k, 0)), temperature)
+    head, tail = _quotient_of(*_renormalised(head, lost + jnp.where(in_p, tail - tail_k, 0)), temperature)
     weight = at_p.rest * jnp.where(at_p.others > 0, 1 / at_p.others, 0)
     centre = (weight * head).sum(-1, keepdims=True)
     residual = (weight * ((head - centre) + tail)).sum(-1, keepdims=True)
+    broken = top_broken | ~jnp.isfinite(centre)
 
-    # x = E_p[D] − D as x + x_tail, from D_k where p_k is most of the sum and from the mean of the others where it is not.
+    # E_p[D] = origin + shift, from D_k where p_k is most of the sum and from the mean of the others where it is not.
     confident = s_p < 1
     origin = jnp.where(confident, 0, centre)
     shift = jnp.where(confident, at_p.complement * (centre + residual), residual - (at_p.inverse * UNIT) * (centre + residual))
-    deviation_head, lost = two_difference(head, origin)
-    deviation_head, lost_too = two_difference(deviation_head, shift)
-    deviation_head, deviation_tail = _renormalised(deviation_head, tail + (lost + lost_too))
 
     # t = D + (a_k − b_k) − (log of the normalisers' ratio), each relative to the heaviest class of its own.
     log_normalisers = jnp.sign(s_p - s_q) * log1p(jnp.abs(s_p - s_q) / (1 + jnp.minimum(s_p, s_q)))
     lead, lead_tail = _quotient_of(*two_difference(at_q.top, b_k), temperature)
-    t, lost = two_difference(head, -lead)
-    t, lost_too = two_difference(t, log_normalisers)
-    t, t_tail = _renormalised(t, (tail + lead_tail) + (lost + lost_too))
 
-    small = ((shift + origin + lead) - log_normalisers < SMALL) & ~broken
-    x = jnp.where(small, -deviation_head, -t)
-    near = in_both & (jnp.abs(x) < NEAR)
-    x = jnp.where(in_both, x, 0)
-    rise, psi = expm1_and_remainder(jnp.where(near, x, 0))
-    x_tail = jnp.where(small, -deviation_tail, 0)
-    rise, psi = rise + (1 + rise) * x_tail, psi + rise * x_tail
-    total = jnp.where(near, p * psi, (q - p) - p * x).sum(-1, keepdims=True)
+    small = (((origin + lead) + shift) - log_normalisers < SMALL) & ~broken
+    first, second = jnp.where(small, origin, -lead), jnp.where(small, shift, log_normalisers - lead_tail)
+    near = in_both & (jnp.abs((head - first) - second) < NEAR)
+    minus_x, x_tail = _twice_subtracted(head, tail, first, second)
+    rise, psi = expm1_and_remainder(jnp.where(near, -minus_x, 0))
+    rise, psi = rise - (1 + rise) * jnp.where(near, x_tail, 0), psi - rise * jnp.where(near, x_tail, 0)
+    parts = jnp.where(near, p * psi, (q - p) + p * jnp.where(in_both, minus_x, 0))
+    total = parts.sum(-1, keepdims=True)
     q_near = 1 - jnp.where(near, 0, q).sum(-1, keepdims=True) / UNIT
     growth = jnp.where(small, total / q_near, 0)  # UNIT · (e^KL − 1)
     kl = jnp.where(small, log1p(growth / UNIT), total / UNIT)
 
-    ratio_less_one = (rise * UNIT - growth) / (1 + growth / UNIT) / UNIT
-    by_q = jnp.where(near, p * ratio_less_one, q - p)
+    # q − p where q/p is known to its distance from 1, or the difference of what is beside a top class that both share.
+    ratio_less_one = (rise * UNIT - growth) * (1 / (UNIT + growth))
     rests = at_p.others * (at_p.inverse * UNIT), at_q.others * (at_q.inverse * UNIT)
-    shared_top = at_p.heaviest & at_q.heaviest & (jnp.maximum(*rests) < 1.5 * (p / UNIT) * (jnp.abs(x) * UNIT + growth))
-    by_q = jnp.where(shared_top, rests[0] - rests[1], by_q)
-    limit = jnp.where(in_p, jnp.where(in_q, -jnp.inf, jnp.inf), 0)
+    distance = jnp.abs(jnp.where(small, origin + shift, lead - log_normalisers)) * UNIT + growth
+    beside = jnp.maximum(*rests) < 1.5 * (at_p.inverse * UNIT) * distance
+    gain = jnp.maximum(p / UNIT, 0) * growth  # the maximum keeps the compiler from multiplying small factors first
+    by_q = jnp.where(near, ((parts - p * minus_x) - gain) * (UNIT / (UNIT + growth)), q - p)
+    by_q = jnp.where(at_p.heaviest & at_q.heaviest & beside, rests[0] - rests[1], by_q)
+    limit = jnp.where(in_p, jnp.where(in_both, -jnp.inf, jnp.inf), 0)
+    t, t_tail = _twice_subtracted(head, tail, -lead, log_normalisers - lead_tail)
     return Comparison(
         p=p,
         q=q,
         kl=jnp.where(broken, jnp.where(jnp.isnan(total), jnp.nan, jnp.inf), kl)[..., 0],
-        log_ratio=jnp.where(in_q, t, jnp.inf),
-        log_ratio_tail=jnp.where(in_both, t_tail, 0),
+        log_ratio=t,
+        log_ratio_tail=jnp.where(jnp.isfinite(t), t_tail, 0),
         ratio_less_one=jnp.where(near, ratio_less_one, 0),
-        by_p=jnp.where(broken, jnp.where(jnp.isnan(total), jnp.nan, limit), p * deviation_head),
+        by_p=jnp.where(broken, jnp.where(jnp.isnan(total), jnp.nan, limit), p * (((head - origin) + tail) - shift)),
         by_q=by_q,
     )
+
+
+def _twice_subtracted(head: jax.Array, tail: jax.Array, first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """head + tail − first − second rounded, and what that lost."""
+    head, lost = two_difference(head, first)
+    head, lost_too = two_difference(head, second)
+    return two_difference(head, -(tail + (lost + lost_too)))
 
 
 def _renormalised(head: jax.Array, tail: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -78,7 +78,8 @@ def kl_divergence_grad(
     """
     a, b, where, dtypes = _pair(p_logits, q_logits, where)
     t = _checks.positive("temperature", temperature)
-    return of_arguments([lambda: _kl_grad_p(a, b, t) / t, lambda: _kl_grad_q(a, b, t) / t], argnums, dtypes, where)
+    _, by_p, by_q = _kl_and_gradients(a, b, t)
+    return of_arguments([lambda: by_p / t, lambda: by_q / t], argnums, dtypes, where)
 
 
 def kl_divergence_hessian(p_logits: ArrayLike, q_logits: ArrayLike, *, temperature: float = 1.0, where: ArrayLike | None = None) -> PairHessian:
@@ -104,7 +105,7 @@ def kl_divergence_hessian(p_logits: ArrayLike, q_logits: ArrayLike, *, temperatu
     scale = unless_masked(jnp.full(a.shape[:-1], t**-2, a.dtype), where)
     x, y = (z if t == 1 else z / t for z in (a, b))
     return PairHessian(
-        first=CentredDiagonal(x, x, (_kl_grad_p(a, b, t) + _softmax(x)) * scale[..., None], dtype),
+        first=CentredDiagonal(x, x, (_kl_and_gradients(a, b, t)[1] + _softmax(x)) * scale[..., None], dtype),
         mixed=SoftmaxJacobian(x.astype(dtype), -scale),
         second=SoftmaxJacobian(y.astype(dtype), scale),
     )
@@ -221,40 +222,31 @@ def _kl(a: jax.Array, b: jax.Array, temperature: float) -> jax.Array:
 
 @partial(_kl.defjvp, symbolic_zeros=True)
 def _(temperature: float, primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
-    (da, db), kl = tangents, _kl(*primals, temperature)
-    by_a = unless_zero(da, lambda v: zero_sum_product(_kl_grad_p(*primals, temperature), v), kl)
-    by_b = unless_zero(db, lambda v: zero_sum_product(_kl_grad_q(*primals, temperature), v), kl)
+    kl, by_p, by_q = _kl_and_gradients(*primals, temperature)
+    by_a, by_b = (unless_zero(v, partial(zero_sum_product, g), kl) for g, v in zip((by_p, by_q), tangents, strict=True))
     return kl, _over(by_a + by_b, temperature)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _kl_grad_p(a: jax.Array, b: jax.Array, temperature: float) -> jax.Array:
-    """p ∘ (t − KL), the gradient in a/T."""
-    return compare(a, b, temperature).by_p / UNIT
+def _kl_and_gradients(a: jax.Array, b: jax.Array, temperature: float) -> Arrays:
+    """KL, and p ∘ (t − KL) and q − p, its gradients in a/T and b/T."""
+    both = compare(a, b, temperature)
+    return both.kl, both.by_p / UNIT, both.by_q / UNIT
 
 
-@partial(_kl_grad_p.defjvp, symbolic_zeros=True)
-def _(temperature: float, primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
-    gradient, x = _kl_grad_p(*primals, temperature), _over(primals[0], temperature)
-    da, db = tangents
-    by_a = unless_zero(da, lambda v: rounded_jacobian_product(x, v) + twist(x, gradient, v), gradient)
-    by_b = unless_zero(db, lambda v: jacobian_product(x, v), gradient)
-    return gradient, _over(by_a - by_b, temperature)
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _kl_grad_q(a: jax.Array, b: jax.Array, temperature: float) -> jax.Array:
-    """q − p, the gradient in b/T."""
-    return compare(a, b, temperature).by_q / UNIT
-
-
-@partial(_kl_grad_q.defjvp, symbolic_zeros=True)
-def _(temperature: float, primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
-    gradient, x, y = _kl_grad_q(*primals, temperature), *(_over(z, temperature) for z in primals)
-    da, db = tangents
-    by_a = unless_zero(da, lambda v: jacobian_product(x, v), gradient)
-    by_b = unless_zero(db, lambda v: jacobian_product(y, v), gradient)
-    return gradient, _over(by_b - by_a, temperature)
+@partial(_kl_and_gradients.defjvp, symbolic_zeros=True)
+def _(temperature: float, primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+    kl, by_p, by_q = _kl_and_gradients(*primals, temperature)
+    (da, db), x, y = tangents, *(_over(z, temperature) for z in primals)
+    along = lambda v, function: unless_zero(v, function, by_p)
+    inner = sum(unless_zero(v, partial(zero_sum_product, g), kl) for g, v in ((by_p, da), (by_q, db)))
+    j_da = along(da, partial(rounded_jacobian_product, x))
+    by_pp = j_da + along(da, partial(twist, x, by_p))
+    return (kl, by_p, by_q), (
+        _over(inner, temperature),
+        _over(by_pp - along(db, partial(jacobian_product, x)), temperature),
+        _over(along(db, partial(jacobian_product, y)) - j_da, temperature),
+    )
 
 
 def _over(x: jax.Array, temperature: float) -> jax.Array:
@@ -307,7 +299,7 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     log_c = -jnp.logaddexp(-log_probs(a), -log_probs(b))
     disjoint = log_c.max(-1, keepdims=True) == -jnp.inf
     r, half_sigma = jnp.where(disjoint, 0, log_c), _harmonic(a, b).sum(-1, keepdims=True) / 2
-    r_minus_p, r_minus_q = _kl_grad_q(a, r, 1.0), _kl_grad_q(b, r, 1.0)
+    r_minus_p, r_minus_q = _kl_and_gradients(a, r, 1.0)[2], _kl_and_gradients(b, r, 1.0)[2]
     by_a = unless_zero(da, lambda v: shared_product(r, half_sigma, r_minus_p, r_minus_p, v) + twist(a, gradient, v), gradient)
     by_b = unless_zero(db, lambda v: shared_product(r, half_sigma, r_minus_p, r_minus_q, v), gradient)
     return gradient, by_a - by_b
