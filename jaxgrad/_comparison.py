@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxgrad._bregman import NEAR, expm1_and_remainder
 from jaxgrad._exponentials import UNIT, log1p, quotient, split_at_heaviest, two_difference
 
-SMALL = 0.3  # nats: below, KL is log(1 + Σ p ψ(E_p[D] − D)) with D = a − b, above Σ p ψ(−t)
+SMALL = 0.1  # nats: below, KL is log(1 + Σ p ψ(E_p[D] − D)) with D = a − b, above Σ p ψ(−t)
 
 
 class Comparison(NamedTuple):

@@ -239,11 +239,11 @@ def _(temperature: float, primals: Arrays, tangents: Arrays) -> tuple[Arrays, Ar
     kl, by_p, by_q = _kl_and_gradients(*primals, temperature)
     (da, db), x, y = tangents, *(_over(z, temperature) for z in primals)
     along = lambda v, function: unless_zero(v, function, by_p)
-    inner = sum(unless_zero(v, partial(zero_sum_product, g), kl) for g, v in ((by_p, da), (by_q, db)))
+    by_a, by_b = (unless_zero(v, partial(zero_sum_product, g), kl) for g, v in ((by_p, da), (by_q, db)))
     j_da = along(da, partial(rounded_jacobian_product, x))
     by_pp = j_da + along(da, partial(twist, x, by_p))
     return (kl, by_p, by_q), (
-        _over(inner, temperature),
+        _over(by_a + by_b, temperature),
         _over(by_pp - along(db, partial(jacobian_product, x)), temperature),
         _over(along(db, partial(jacobian_product, y)) - j_da, temperature),
     )

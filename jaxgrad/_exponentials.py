@@ -170,18 +170,39 @@ def exp(d: jax.Array, lo: jax.Array) -> jax.Array:
 
     e^{d + lo} = 2^n e^r with |r| <= log(2)/2 (Tang 1989, doi:10.1145/63522.214389).
     """
+    power, r, r_tail = _reduced(d, lo)
+    linear = power * r
+    rounded = power + linear
+    return rounded + ((linear - (rounded - power)) + power * (r_tail + r * r * _exp_series(r, 2)))
+
+
+def exp_pair(d: jax.Array, lo: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """UNIT · e^{d + lo} as head and tail, with 6 more bits than `exp`."""
+    power, r, r_tail = _reduced(d, lo)
+    square, square_tail = two_product(r, r)
+    head, lost = two_difference(jnp.ones_like(r), -r)
+    head, lost_too = two_difference(head, -square / 2)
+    head, tail = two_difference(head, -((lost + lost_too) + (r_tail * (1 + r) + (square_tail / 2 + r * square * _exp_series(r, 3)))))
+    return power * head, power * tail
+
+
+def _reduced(d: jax.Array, lo: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """UNIT · 2^n, and r as head and tail."""
     info = jnp.finfo(d.dtype)
-    log2_head, log2_tail, terms = (0.693359375, -2.12194440054690583e-4, 7) if info.bits == 32 else (6.93147180369123816e-1, 1.90821492927058770e-10, 13)
+    log2_head, log2_tail = (0.693359375, -2.12194440054690583e-4) if info.bits == 32 else (6.93147180369123816e-1, 1.90821492927058770e-10)
     shift = int(math.log2(UNIT))
     d = jnp.maximum(d, (info.minexp - shift - 1) * math.log(2))  # there the exponent below is 0, and the power 0
     n = jnp.round(d * (1 / math.log(2)))
     head, tail = d - n * log2_head, n * log2_tail - lo
     r = head - tail
-    series = jnp.full_like(r, 1 / math.factorial(terms))
-    for k in range(terms - 1, 1, -1):
-        series = series * r + 1 / math.factorial(k)
     exponent = n.astype(jnp.int32 if info.bits == 32 else jnp.int64) + (shift + info.maxexp - 1)
-    power = lax.bitcast_convert_type(exponent << info.nmant, d.dtype)
-    linear = power * r
-    rounded = power + linear
-    return rounded + ((linear - (rounded - power)) + power * (((head - r) - tail) + r * r * series))
+    return lax.bitcast_convert_type(exponent << info.nmant, d.dtype), r, (head - r) - tail
+
+
+def _exp_series(r: jax.Array, first: int) -> jax.Array:
+    """Σ_k r^{k − first}/k! from k = first."""
+    terms = 7 if r.dtype == jnp.float32 else 13
+    series = jnp.full_like(r, 1 / math.factorial(terms))
+    for k in range(terms - 1, first - 1, -1):
+        series = series * r + 1 / math.factorial(k)
+    return series

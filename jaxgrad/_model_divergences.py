@@ -18,7 +18,7 @@ from jaxgrad._bregman import exact_sum, relative_entropy_excess
 from jaxgrad._centred_diagonal import CentredDiagonal, rounded_jacobian_product, twist
 from jaxgrad._cross_entropy import _are_ids, _example, _grad_ids, _grad_soft, cross_entropy, cross_entropy_hessian
 from jaxgrad._divergences import of_arguments, unless_masked
-from jaxgrad._exponentials import split_at_heaviest
+from jaxgrad._exponentials import UNIT, exp_pair, split_at_heaviest, two_difference, two_product
 from jaxgrad._linear import Arrays, limit_product, unless_zero
 from jaxgrad._probability_divergences import minus_ratio
 from jaxgrad._softmax import SoftmaxJacobian, _softmax, deviation, jacobian_product, log_probs, zero_sum_product
@@ -174,11 +174,24 @@ def _result_dtype(targets: ArrayLike) -> jnp.dtype:
 
 
 def _against(z: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """p, p − y, and log(p/y) where they are far apart, (..., C) each; at the heaviest class 1 − y and 1 − p make the difference."""
+    """p, p − y rounded once, and log(p/y) where they are far apart, (..., C) each.
+
+    p has a tail here. What its sum, and so every p, is off by in common the divergences do not feel where p is near y.
+    """
     at_k = split_at_heaviest(z)
-    p = at_k.probs
-    difference = jnp.where(at_k.heaviest & (jnp.abs(y - 1) <= 0.5), (1 - y) - at_k.complement, p - y)
-    return p, difference, log_probs(z) - jnp.log(y)
+    e, e_tail = exp_pair(at_k.shifted, jnp.where(at_k.shifted > jnp.finfo(z.dtype).minexp, at_k.shifted_tail, 0))
+    e, e_tail = jnp.where(at_k.heaviest, UNIT, e), jnp.where(at_k.heaviest, 0, e_tail)
+    inverse = at_k.inverse
+    product, lost = two_product(inverse, at_k.others)
+    left, lost_too = two_difference(1 - inverse * UNIT, product)
+    inverse_tail = (left + (lost_too - lost)) * inverse
+    p, p_tail = two_product(e, inverse)
+    p_tail = p_tail + (e * inverse_tail + e_tail * inverse)
+    beside = at_k.heaviest & (at_k.others < UNIT) & (jnp.abs(y - 1) <= 0.5)
+    difference = jnp.where(beside, ((1 - y) - product) - (lost + at_k.others * inverse_tail), (p - y) + p_tail)
+    ratio, info = p / y, jnp.finfo(p.dtype)
+    log_ratio = jnp.where((p > info.tiny) & (ratio > info.tiny) & (ratio < info.max), jnp.log(ratio), log_probs(z) - jnp.log(y))
+    return p, difference, log_ratio
 
 
 def _sum_less_one(y: jax.Array) -> jax.Array:

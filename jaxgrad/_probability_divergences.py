@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._bregman import exact_sum, relative_entropy_excess
 from jaxgrad._divergences import of_arguments, unless_masked
+from jaxgrad._exponentials import UNIT
 from jaxgrad._linear import Arrays, limit_product, unless_zero
 from jaxgrad._operators import Diagonal, PairHessian
 
@@ -158,8 +159,9 @@ def _vectors(p: ArrayLike, q: ArrayLike, where: ArrayLike | None) -> tuple[jax.A
 # The functions below take arrays (..., C) of the dtype to compute in.
 
 
-def _excess(p: jax.Array, q: jax.Array) -> jax.Array:
-    return relative_entropy_excess(p, q, p - q, _far_log_ratio(p, q)).sum(-1)
+def _scale(p: jax.Array, q: jax.Array) -> jax.Array:
+    """UNIT for rows of probabilities, whose parts then count before they underflow, and 1 for larger numbers, (..., 1)."""
+    return jnp.where(jnp.maximum(p, q).max(-1, keepdims=True) <= 2, UNIT, 1.0)
 
 
 def _far_log_ratio(p: jax.Array, q: jax.Array) -> jax.Array:
@@ -209,8 +211,14 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_jvp
 def _divergence(p: jax.Array, q: jax.Array) -> jax.Array:
-    total, lost = exact_sum(p - q)
-    return _excess(p, q) + (total + lost)[..., 0]
+    """Where p and q are near, the excess and p − q are added up apart; where not, p log(p/q) needs no help."""
+    scale = _scale(p, q)
+    x, y = p * scale, q * scale
+    near = (x <= 4 * y) & (y <= 4 * x)
+    difference, log_ratio = x - y, _far_log_ratio(p, q)
+    parts = jnp.where(near, relative_entropy_excess(x, y, difference, log_ratio), jnp.where(x == 0, 0, x * log_ratio))
+    total, lost = exact_sum(jnp.where(near, difference, 0))
+    return ((parts.sum(-1, keepdims=True) + (total + lost)) / scale)[..., 0]
 
 
 @partial(_divergence.defjvp, symbolic_zeros=True)
@@ -223,7 +231,9 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 
 @jax.custom_jvp
 def _generalized(p: jax.Array, q: jax.Array) -> jax.Array:
-    return _excess(p, q)
+    scale = _scale(p, q)
+    x, y = p * scale, q * scale
+    return (relative_entropy_excess(x, y, x - y, _far_log_ratio(p, q)).sum(-1, keepdims=True) / scale)[..., 0]
 
 
 @partial(_generalized.defjvp, symbolic_zeros=True)
