@@ -75,7 +75,7 @@ class CentredDiagonal(LinearOperator):
         either = rows(heavy) | columns(heavy)
         light = jnp.where(heavy, 0, w)
         others = light.sum(-1)[..., None, None] - (rows(light) + columns(light)) + jnp.where(either, 0, jnp.where(heavy, w, 0).sum(-1)[..., None, None])
-        crossed = -(rows(w * p_rest) * columns(q) + rows(p) * columns(w * q_rest)) + rows(p) * columns(q) * others
+        crossed = _rounded(rows(p) * columns(q) * others) - (_rounded(rows(w * p_rest) * columns(q)) + _rounded(rows(p) * columns(w * q_rest)))
         return jnp.where(jnp.eye(w.shape[-1], dtype=bool), self._diagonal()[..., None], crossed).astype(self.dtype)
 
     def _diagonal(self) -> jax.Array:

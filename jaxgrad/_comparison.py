@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxgrad._bregman import NEAR, expm1_and_remainder
 from jaxgrad._exponentials import UNIT, log1p, quotient, split_at_heaviest, two_difference
 
-SMALL = 0.1  # nats: below, KL is log(1 + Σ p ψ(E_p[D] − D)) with D = a − b, above Σ p ψ(−t)
+SMALL = 0.2  # nats: below, KL is log(1 + Σ p ψ(E_p[D] − D)) with D = a − b, above Σ p ψ(−t)
 
 
 class Comparison(NamedTuple):
@@ -39,32 +39,34 @@ def compare(a: jax.Array, b: jax.Array, temperature: float = 1.0) -> Comparison:
     in_p, in_both = a > -jnp.inf, jnp.minimum(a, b) > -jnp.inf
     s_p, s_q = at_p.others / UNIT, at_q.others / UNIT
 
-    # D − D_k as head + tail, k the heaviest class of p: +inf where only q is masked, 0 where p is. Then its mean over the others.
-    b_k = jnp.where(at_p.heaviest, b, 0).sum(-1, keepdims=True)
-    top_broken = b_k == -jnp.inf
-    b_k = jnp.where(top_broken, at_q.top, b_k)
-    head_k, tail_k = two_difference(at_p.top, b_k)
-    head, tail = two_difference(jnp.where(in_p, a, head_k), jnp.where(in_p, b, 0))
-    head, lost = two_difference(head, head_k)
-    head, tail = _quotient_of(*_renormalised(head, lost + jnp.where(in_p, tail - tail_k, 0)), temperature)
+    # D = (a − max a)/T − (b − max b)/T as head + tail: +inf where only q is masked, 0 where p is. Then its mean over the others of p.
+    from_top, from_top_tail = two_difference(jnp.where(in_p, a, at_p.top), at_p.top)
+    subtrahend, subtrahend_tail = two_difference(jnp.where(in_p, b, at_q.top), at_q.top)
+    head, tail = two_difference(from_top, subtrahend)
+    tail = tail + jnp.where(in_both, from_top_tail - subtrahend_tail, 0)
+    head, tail = _quotient_of(*_renormalised(head, tail), temperature)
     weight = at_p.rest * jnp.where(at_p.others > 0, 1 / at_p.others, 0)
     centre = (weight * head).sum(-1, keepdims=True)
     residual = (weight * ((head - centre) + tail)).sum(-1, keepdims=True)
-    broken = top_broken | ~jnp.isfinite(centre)
 
-    # E_p[D] = origin + shift, from D_k where p_k is most of the sum and from the mean of the others where it is not.
+    # D at the heaviest class k of p.
+    b_k = jnp.where(at_p.heaviest, b, 0).sum(-1, keepdims=True)
+    broken = (b_k == -jnp.inf) | ~jnp.isfinite(centre)
+    head_k, tail_k = _quotient_of(*two_difference(at_q.top, jnp.where(b_k == -jnp.inf, at_q.top, b_k)), temperature)
+
+    # E_p[D] = origin + its tail + shift, from D_k where p_k is most of the sum and from the mean of the others where it is not.
+    gap = ((centre - head_k) - tail_k) + residual
     confident = s_p < 1
-    origin = jnp.where(confident, 0, centre)
-    shift = jnp.where(confident, at_p.complement * (centre + residual), residual - (at_p.inverse * UNIT) * (centre + residual))
+    origin, origin_tail = jnp.where(confident, head_k, centre), jnp.where(confident, tail_k, 0)
+    shift = jnp.where(confident, at_p.complement * gap, residual - (at_p.inverse * UNIT) * gap)
 
-    # t = D + (a_k − b_k) − (log of the normalisers' ratio), each relative to the heaviest class of its own.
+    # t = D − (log of the normalisers' ratio), with an error of some ULP of 1.
     log_normalisers = jnp.sign(s_p - s_q) * log1p(jnp.abs(s_p - s_q) / (1 + jnp.minimum(s_p, s_q)))
-    lead, lead_tail = _quotient_of(*two_difference(at_q.top, b_k), temperature)
 
-    small = (((origin + lead) + shift) - log_normalisers < SMALL) & ~broken
-    first, second = jnp.where(small, origin, -lead), jnp.where(small, shift, log_normalisers - lead_tail)
+    small = ((origin - log_normalisers) + shift < SMALL) & ~broken
+    first, first_tail, second = jnp.where(small, origin, 0), jnp.where(small, origin_tail, 0), jnp.where(small, shift, log_normalisers)
     near = in_both & (jnp.abs((head - first) - second) < NEAR)
-    minus_x, x_tail = _twice_subtracted(head, tail, first, second)
+    minus_x, x_tail = _twice_subtracted(head, tail - first_tail, first, second)
     rise, psi = expm1_and_remainder(jnp.where(near, -minus_x, 0))
     rise, psi = rise - (1 + rise) * jnp.where(near, x_tail, 0), psi - rise * jnp.where(near, x_tail, 0)
     parts = jnp.where(near, p * psi, (q - p) + p * jnp.where(in_both, minus_x, 0))
@@ -76,13 +78,13 @@ def compare(a: jax.Array, b: jax.Array, temperature: float = 1.0) -> Comparison:
     # q − p where q/p is known to its distance from 1, or the difference of what is beside a top class that both share.
     ratio_less_one = (rise * UNIT - growth) * (1 / (UNIT + growth))
     rests = at_p.others * (at_p.inverse * UNIT), at_q.others * (at_q.inverse * UNIT)
-    distance = jnp.abs(jnp.where(small, origin + shift, lead - log_normalisers)) * UNIT + growth
+    distance = jnp.abs(((head_k - first) + (tail_k - first_tail)) - second) * UNIT + growth
     beside = jnp.maximum(*rests) < 1.5 * (at_p.inverse * UNIT) * distance
     gain = jnp.maximum(p / UNIT, 0) * growth  # the maximum keeps the compiler from multiplying small factors first
     by_q = jnp.where(near, ((parts - p * minus_x) - gain) * (UNIT / (UNIT + growth)), q - p)
     by_q = jnp.where(at_p.heaviest & at_q.heaviest & beside, rests[0] - rests[1], by_q)
     limit = jnp.where(in_p, jnp.where(in_both, -jnp.inf, jnp.inf), 0)
-    t, t_tail = _twice_subtracted(head, tail, -lead, log_normalisers - lead_tail)
+    t, t_tail = _twice_subtracted(head, tail, jnp.zeros_like(origin), log_normalisers)
     return Comparison(
         p=p,
         q=q,
@@ -90,7 +92,7 @@ def compare(a: jax.Array, b: jax.Array, temperature: float = 1.0) -> Comparison:
         log_ratio=t,
         log_ratio_tail=jnp.where(jnp.isfinite(t), t_tail, 0),
         ratio_less_one=jnp.where(near, ratio_less_one, 0),
-        by_p=jnp.where(broken, jnp.where(jnp.isnan(total), jnp.nan, limit), p * (((head - origin) + tail) - shift)),
+        by_p=jnp.where(broken, jnp.where(jnp.isnan(total), jnp.nan, limit), p * (((head - origin) + (tail - origin_tail)) - shift)),
         by_q=by_q,
     )
 

@@ -12,7 +12,8 @@ import jaxgrad as jg
 from jaxgrad.__main__ import main
 from jaxgrad.verify import _definitions as plain
 from jaxgrad.verify import _suites
-from jaxgrad.verify._identities import Identity, identities
+from jaxgrad.verify._identities import identities
+from jaxgrad.verify._identity import Identity
 from jaxgrad.verify._run import Row, run
 from jaxgrad.verify._ulp import ulp_errors
 

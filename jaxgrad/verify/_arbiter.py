@@ -90,6 +90,48 @@ def entropy_grad(z: Array) -> Array:
     return -np.where(p == 0, 0, p * (np.where(p == 0, 0, log(p)) + entropy(z)[..., None]))
 
 
+def kl_divergence(p: Array, q: Array) -> Array:
+    """kl-1, (...); a class with p = 0 costs nothing, one with p > 0 = q everything (kl-4)."""
+    with np.errstate(invalid="ignore"):
+        return np.where(p == 0, 0, p * (np.where(p == 0, 0, log(p)) - log(q))).sum(-1)
+
+
+def kl_divergence_grad_p(z: Array, w: Array) -> Array:
+    """kl-7, (..., C): p (log(p/q) − KL)."""
+    p, q = softmax(z), softmax(w)
+    return np.where(p == 0, 0, p * (np.where(p == 0, 0, log(p) - log(q)) - kl_divergence(p, q)[..., None]))
+
+
+def kl_divergence_hessian_p(z: Array, w: Array) -> Array:
+    """hess-8, (..., C, C): J + diag(g) − g pᵀ − p gᵀ."""
+    p, g = softmax(z), kl_divergence_grad_p(z, w)
+    twist = g[..., :, None] * (np.eye(z.shape[-1], dtype=int) - p[..., None, :]) - p[..., :, None] * g[..., None, :]
+    return softmax_jacobian(z) + twist
+
+
+def js_divergence(p: Array, q: Array) -> Array:
+    """js-1, (...)."""
+    m = (p + q) / 2
+    return (kl_divergence(p, m) + kl_divergence(q, m)) / 2
+
+
+def js_divergence_grad_p(z: Array, w: Array) -> Array:
+    """js-1, (..., C): ½ J log(p/m)."""
+    p, q = softmax(z), softmax(w)
+    return jacobian_product(z, np.where(p == 0, 0, log(p) - log((p + q) / 2))) / 2
+
+
+def gaussian_kl(mean: Array, log_variance: Array, prior_mean: Array, prior_log_variance: Array) -> Array:
+    """vae-1, (...)."""
+    x = log_variance - prior_log_variance
+    return (exp(x) - 1 - x + (mean - prior_mean) ** 2 * exp(-prior_log_variance)) / 2
+
+
+def gaussian_kl_grad(mean: Array, log_variance: Array, prior_mean: Array, prior_log_variance: Array) -> Array:
+    """vae-1, (..., 2): in the mean, and in log σ."""
+    return np.stack([(mean - prior_mean) * exp(-prior_log_variance), exp(log_variance - prior_log_variance) - 1], -1)
+
+
 def sigmoid(z: Array) -> Array:
     """1/(1 + e^{−z}), (...)."""
     return 1 / (1 + exp(-z))
@@ -114,9 +156,14 @@ def binary_cross_entropy_hessian(z: Array, y: Array) -> Array:
 # may cost when the terms cancel, the rounding of z and of tanh included.
 
 
+def chain_targets(w: Array, c: Array) -> Array:
+    """Distributions (N, C): those given, or one-hot of class ids (N,)."""
+    return np.eye(len(w), dtype=int)[c] if c.ndim == 1 else c
+
+
 def chain_residual(e: Array, w: Array, b: Array, c: Array) -> Array:
     """P − y, (N, C)."""
-    return cross_entropy_grad(e @ w.T + b, np.eye(len(w), dtype=int)[c])
+    return cross_entropy_grad(e @ w.T + b, chain_targets(w, c))
 
 
 def chain_residual_scale(e: Array, w: Array, b: Array, c: Array) -> Array:
@@ -124,7 +171,8 @@ def chain_residual_scale(e: Array, w: Array, b: Array, c: Array) -> Array:
     z, spread = e @ w.T + b, np.abs(e) @ np.abs(w).T + np.abs(b)
     p = softmax(z)
     others = p[..., None, :] * (1 - np.eye(len(w), dtype=int))
-    return np.abs(chain_residual(e, w, b, c)) + p * (others * (spread[..., :, None] + spread[..., None, :])).sum(-1)
+    size = np.abs(chain_residual(e, w, b, c)) if c.ndim == 1 else np.maximum(p * c.sum(-1, keepdims=True), c)
+    return size + p * (others * (spread[..., :, None] + spread[..., None, :])).sum(-1)
 
 
 def chain_by_features(e: Array, w: Array, b: Array, c: Array) -> Array:

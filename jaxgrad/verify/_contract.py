@@ -11,14 +11,17 @@ from rich.table import Table
 import jaxgrad as jg
 from jaxgrad.verify import _arbiter as exact
 from jaxgrad.verify import _definitions as plain
-from jaxgrad.verify._identities import Identity, identities, pairwise_scale
+from jaxgrad.verify._identities import identities
+from jaxgrad.verify._identity import Identity
 from jaxgrad.verify._report import dump, ulp, versions
+from jaxgrad.verify._routes import pairwise_scale
 from jaxgrad.verify._run import Worst, run
 from jaxgrad.verify._suites import first_rows, stress_examples
 
 WIDTHS = {1: 0.02, 2: 0.4, 10: 0.5, 100: 0.08, 1000: 0}  # numbers of classes, and the share of the rows
 MIN_ROWS = 12  # of a width, and all there are of the widest
 HEADINGS = ("quantity", "formula", "dtype", "rows", "autodiff, plain", "closed form", "public function", "contract", "worst at")
+DENSE = ("softmax-2", "hess-1", "hess-8")
 MAX_DENSE = 12  # classes up to which dense matrices are measured
 
 
@@ -27,7 +30,7 @@ def quantities() -> list[Identity]:
     sum_of = lambda function: lambda *arguments: function(*arguments).sum()
     hessian_product = lambda loss: lambda z, y, v: jax.jvp(jax.grad(lambda z: sum_of(loss)(z, y)), (z,), (v,))[1]
     return [
-        *[identity for identity in identities() if not identity.of_chain],
+        *[identity for identity in identities() if not (identity.of_chain or identity.of_real_rows)],
         Identity(
             "log_softmax",
             "z − log Σ e^z",
@@ -115,7 +118,7 @@ def measure(dtype: jnp.dtype, seed: int, num_rows: int, step: Callable[[str], No
     cells = []
     for quantity in quantities():
         step(f"{quantity.id} in {dtype.name}")
-        widths = [c for c in suites if c <= MAX_DENSE or quantity.id not in ("softmax-2", "hess-1")]
+        widths = [c for c in suites if c <= MAX_DENSE or quantity.id not in DENSE]
         rows = [run([quantity], suites[c], dtype=dtype, seed=seed)[0] for c in widths]
         cells.append(
             Cell(

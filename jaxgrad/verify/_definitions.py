@@ -34,6 +34,33 @@ def binary_cross_entropy(z: jax.Array, y: jax.Array) -> jax.Array:
     return -y * jnp.log(p) - (1 - y) * jnp.log(1 - p)
 
 
+def kl_divergence(p: jax.Array, q: jax.Array) -> jax.Array:
+    """Σ_k p_k log(p_k/q_k) (kl-1) in the probabilities; a scalar."""
+    return (p * jnp.log(p / q)).sum()
+
+
+def forward_kl(z: jax.Array, y: jax.Array) -> jax.Array:
+    """Σ_k y_k (log y_k − log softmax(z)_k) (kl-5); a scalar."""
+    return cross_entropy(z, y) + (y * jnp.log(y)).sum()
+
+
+def kl_divergence_in_bits(p: jax.Array, q: jax.Array) -> jax.Array:
+    """Σ_k p_k ((−log₂ q_k) − (−log₂ p_k)) (kl-2): the expected extra information; a scalar."""
+    return (p * (jnp.log2(p) - jnp.log2(q))).sum()
+
+
+def js_divergence(p: jax.Array, q: jax.Array) -> jax.Array:
+    """½ KL(p‖m) + ½ KL(q‖m), m = (p + q)/2 (js-1); a scalar."""
+    m = (p + q) / 2
+    return (kl_divergence(p, m) + kl_divergence(q, m)) / 2
+
+
+def gaussian_kl(mean: jax.Array, log_variance: jax.Array, prior_mean: jax.Array, prior_log_variance: jax.Array) -> jax.Array:
+    """log(s/σ) + (σ² + (μ − m)²)/(2 s²) − ½ (vae-1); one dimension, a scalar."""
+    sigma, s = jnp.exp(log_variance / 2), jnp.exp(prior_log_variance / 2)
+    return jnp.log(s / sigma) + (sigma**2 + (mean - prior_mean) ** 2) / (2 * s**2) - 0.5
+
+
 def chain(feature_fn: Callable[[Any, Any], jax.Array], params: Any, head: jax.Array, bias: jax.Array, x: Any, y: jax.Array) -> jax.Array:
     """The composed loss of one example, x → e → z → p → L; a scalar."""
     return cross_entropy(head @ feature_fn(params, x) + bias, y)

@@ -3,10 +3,6 @@
 To add a row, add an `Identity`. Its functions take the fields of `Examples` that it names, for a whole batch.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,34 +10,16 @@ import numpy as np
 import jaxgrad as jg
 from jaxgrad.verify import _arbiter as exact
 from jaxgrad.verify import _definitions as plain
+from jaxgrad.verify._divergence_identities import divergence_identities
+from jaxgrad.verify._identity import Identity
+from jaxgrad.verify._routes import chain_gradient, head_loss, network_gradient, one_pass, pairwise_scale
 from jaxgrad.verify._suites import Examples, feature_fn
 
 Array = np.ndarray
 
 
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """One promise of the identity table, with the three routes to it, and the public function between them."""
-
-    id: str
-    formula: str
-    arguments: tuple[str, ...]
-    autodiff: Callable[..., jax.Array]  # JAX differentiates the plain definition
-    closed: Callable[..., jax.Array]  # the closed form
-    public: Callable[..., jax.Array]  # JAX differentiates the public function
-    arbiter: Callable[..., Array]  # the textbook formula, on mpmath numbers or float64
-    bound: float  # of the closed form, in ULP
-    public_bound: float | None = None  # of the public function, if another
-    scale: Callable[..., Array] | None = None  # the size below which no formula can go
-    ordinary: Callable[[Examples], Array] = lambda examples: (examples.suite != "stress") & (examples.lead <= 3)  # where plain formulas must agree
-    applies: Callable[[Examples], Array] = lambda examples: np.ones(len(examples.logits), bool)  # to which rows
-    laws: Callable[[Array], dict[str, bool]] = lambda closed: {}  # what must hold of the closed form besides
-    over_batch: bool = False  # one result for the batch, weighted by `weights`, rather than one for each example
-    of_chain: bool = False  # it passes through the head, and adds up the rounding of its products
-
-
 def identities() -> list[Identity]:
-    """The table, in the order of its IDs."""
+    """The table: the classifier and its loss, then the divergences."""
     one_hot = lambda labels, z: jax.nn.one_hot(labels, z.shape[-1], dtype=z.dtype)
     ids = lambda function: lambda z, c: function(z, np.eye(z.shape[-1], dtype=int)[c])
     plain_ids = lambda z, c: plain.cross_entropy(z, one_hot(c, z))
@@ -173,9 +151,9 @@ def identities() -> list[Identity]:
             "chain-1",
             "∂L/∂e = Wᵀ (p − y)",
             ("features", "head", "bias", "labels"),
-            autodiff=_chain_gradient(plain_ids, by=0),
-            closed=lambda e, w, b, c: _one_pass(e, w, b, c).features,
-            public=_chain_gradient(jg.cross_entropy, by=0),
+            autodiff=chain_gradient(plain_ids, by=0),
+            closed=lambda e, w, b, c: one_pass(e, w, b, c).features,
+            public=chain_gradient(jg.cross_entropy, by=0),
             arbiter=exact.chain_by_features,
             scale=exact.chain_by_features_scale,
             bound=3,
@@ -185,9 +163,9 @@ def identities() -> list[Identity]:
             "chain-2",
             "∂L/∂x = (∂e/∂x)ᵀ Wᵀ (p − y)",
             ("params", "inputs", "head", "bias", "labels"),
-            autodiff=lambda *arguments: _network_gradient(plain_ids, by=1)(*arguments)["pixels"],
+            autodiff=lambda *arguments: network_gradient(plain_ids, by=1)(*arguments)["pixels"],
             closed=lambda t, x, w, b, c: jg.chain_gradients(feature_fn, t, w, x, c, bias=b, weights=jnp.ones(c.shape, w.dtype)).inputs["pixels"],
-            public=lambda *arguments: _network_gradient(jg.cross_entropy, by=1)(*arguments)["pixels"],
+            public=lambda *arguments: network_gradient(jg.cross_entropy, by=1)(*arguments)["pixels"],
             arbiter=exact.chain_by_pixels,
             scale=exact.chain_by_pixels_scale,
             bound=3,
@@ -197,9 +175,9 @@ def identities() -> list[Identity]:
             "chain-3",
             "∂L/∂W = Σ_n w_n (p_n − y_n) e_nᵀ",
             ("features", "head", "bias", "labels", "weights"),
-            autodiff=lambda e, w, b, c, weights: jax.grad(_head_loss(plain_ids), 1)(e, w, b, c, weights),
+            autodiff=lambda e, w, b, c, weights: jax.grad(head_loss(plain_ids), 1)(e, w, b, c, weights),
             closed=lambda e, w, b, c, weights: jg.chain_gradients(lambda _, e: e, (), w, e, c, bias=b, weights=weights).head,
-            public=lambda e, w, b, c, weights: jax.grad(_head_loss(jg.cross_entropy), 1)(e, w, b, c, weights),
+            public=lambda e, w, b, c, weights: jax.grad(head_loss(jg.cross_entropy), 1)(e, w, b, c, weights),
             arbiter=exact.chain_by_head,
             scale=exact.chain_by_head_scale,
             bound=3,
@@ -210,15 +188,16 @@ def identities() -> list[Identity]:
             "chain-4",
             "∂L/∂θ = Σ_n w_n (∂e_n/∂θ)ᵀ Wᵀ (p_n − y_n)",
             ("params", "inputs", "head", "bias", "labels", "weights"),
-            autodiff=lambda *arguments: _network_gradient(plain_ids, by=0)(*arguments)["kernel"],
+            autodiff=lambda *arguments: network_gradient(plain_ids, by=0)(*arguments)["kernel"],
             closed=lambda t, x, w, b, c, weights: jg.chain_gradients(feature_fn, t, w, x, c, bias=b, weights=weights).params["kernel"],
-            public=lambda *arguments: _network_gradient(jg.cross_entropy, by=0)(*arguments)["kernel"],
+            public=lambda *arguments: network_gradient(jg.cross_entropy, by=0)(*arguments)["kernel"],
             arbiter=exact.chain_by_kernel,
             scale=exact.chain_by_kernel_scale,
             bound=3,
             over_batch=True,
             of_chain=True,
         ),
+        *divergence_identities(),
     ]
 
 
@@ -249,35 +228,3 @@ def _laws_of_the_jacobian(matrices: Array) -> dict[str, bool]:
         "positive semi-definite": bool((eigenvalues[:, 0] >= -finite.shape[-1] * (eps * eigenvalues[:, -1] + tiny)).all()),
         "norm at most 1/2": bool((eigenvalues[:, -1] <= 0.5 + finite.shape[-1] * eps).all()),
     }
-
-
-def pairwise_scale(z: Array, v: Array) -> Array:
-    """p_j Σ_i p_i |v_j − v_i|, (N, C)."""
-    p = exact.softmax(z)
-    return p * np.stack([(p * np.abs(v[:, j : j + 1] - v)).sum(-1) for j in range(v.shape[-1])], axis=-1)
-
-
-def _one_pass(e: jax.Array, w: jax.Array, b: jax.Array, c: jax.Array) -> jg.ChainGradients:
-    return jg.chain_gradients(lambda _, e: e, (), w, e, c, bias=b, weights=jnp.ones(c.shape, w.dtype))
-
-
-def _head_loss(loss: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Σ_n w_n loss(W e_n + b, c_n), the head applied in at least float32."""
-
-    def function(e: jax.Array, w: jax.Array, b: jax.Array, c: jax.Array, weights: jax.Array) -> jax.Array:
-        wide = jnp.promote_types(jnp.float32, w.dtype)
-        z = e.astype(wide) @ w.astype(wide).T + b.astype(wide)[None]
-        return (weights.astype(wide) * jax.vmap(loss)(z, c)).sum()
-
-    return function
-
-
-def _chain_gradient(loss: Callable[..., jax.Array], by: int) -> Callable[..., jax.Array]:
-    return lambda e, w, b, c: jax.grad(_head_loss(loss), by)(e, w, b, c, jnp.ones(c.shape, w.dtype))
-
-
-def _network_gradient(loss: Callable[..., jax.Array], by: int) -> Callable[..., Any]:
-    def function(t: Any, x: Any, w: jax.Array, b: jax.Array, c: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-        return _head_loss(loss)(feature_fn(t, x), w, b, c, jnp.ones(c.shape, w.dtype) if weights is None else weights)
-
-    return jax.grad(function, by)

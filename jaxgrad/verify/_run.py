@@ -12,7 +12,7 @@ import mpmath
 import numpy as np
 
 from jaxgrad.verify import _arbiter
-from jaxgrad.verify._identities import Identity
+from jaxgrad.verify._identity import Identity
 from jaxgrad.verify._suites import Examples
 from jaxgrad.verify._ulp import ulp_errors
 
@@ -147,7 +147,7 @@ def _judge(identity: Identity, arrays: dict[str, Any], chosen: Array, digits: in
     return (exact[None], scale[None]) if identity.over_batch else (exact, scale)
 
 
-_PER_EXAMPLE = ("logits", "labels", "targets", "tangents", "features", "inputs", "weights")
+_PER_EXAMPLE = ("logits", "labels", "targets", "tangents", "others", "nearby", "features", "inputs", "weights")
 
 
 def _cut(value: Any, name: str, num_rows: int) -> Any:

@@ -14,6 +14,7 @@ from jaxgrad.verify._data import digits
 
 Array = np.ndarray
 NUM_FEATURES = 16
+STEPS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Examples:
     labels: Array  # (N,)
     targets: Array  # (N, C), distributions
     tangents: Array  # (N, C)
+    others: Array  # (N, C): logits to compare with: another row's, or nearly the same; finite where `logits` are
+    nearby: Array  # (N, STEPS, C): logits + 2^{−k} normal, k = 1, 2, …
     features: Array | None = None  # (M, d)
     head: Array | None = None  # (C, d)
     bias: Array | None = None  # (C,)
@@ -113,7 +116,26 @@ def examples(suite: Array, logits: Array, labels: Array, targets: Array | None, 
         targets = 0.1 / num_classes + 0.9 * np.eye(num_classes)[labels]
     offsets = np.where(suite == "stress", rng.choice([0.0, 1e4], size=len(logits)), 0)
     tangents = rng.normal(size=logits.shape) + offsets[:, None]
-    return Examples(suite, logits.astype(dtype), labels, np.where(logits == -np.inf, 0, targets).astype(dtype), tangents.astype(dtype), **chain)
+    rounded = logits.astype(dtype)
+    wide = rounded.astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        nearby = wide[:, None] + np.exp2(-1.0 - np.arange(STEPS))[:, None] * rng.normal(size=logits.shape)[:, None]
+    targets = np.where(logits == -np.inf, 0, targets)
+    compared = logits_to_compare(wide, suite, rng)
+    largest = float(jnp.finfo(dtype).max)
+    rounded_too = lambda x: np.where(np.isfinite(x), np.clip(x, -largest, largest), x).astype(dtype)
+    return Examples(suite, rounded, labels, targets.astype(dtype), tangents.astype(dtype), rounded_too(compared), rounded_too(nearby), **chain)
+
+
+def logits_to_compare(logits: Array, suite: Array, rng: np.random.Generator) -> Array:
+    """Logits (N, C) of another row for every real row and half of the generated ones, and nearly the same ones, or the same shifted, for the rest."""
+    num_rows = len(logits)
+    another = np.roll(logits, 1, axis=0) if num_rows > 1 else -logits
+    another = np.where(np.isfinite(another), another, rng.normal(size=logits.shape))
+    distance = rng.choice([0, 1e-7, 1e-5, 1e-3, 0.1, 1], size=(num_rows, 1))
+    with np.errstate(invalid="ignore"):
+        near = logits + distance * rng.normal(size=logits.shape) + np.where(distance == 0, 4.0, 0)
+    return np.where(((suite == "stress") & (rng.random(num_rows) < 0.5))[:, None], near, another)
 
 
 def first_rows(given: Examples, most: int, rng: np.random.Generator) -> Examples:
@@ -127,7 +149,7 @@ def join(first: Examples, second: Examples) -> Examples:
     return dataclasses.replace(first, **{name: np.concatenate([getattr(first, name), getattr(second, name)]) for name in _ROWS})
 
 
-_ROWS = ("suite", "logits", "labels", "targets", "tangents")
+_ROWS = ("suite", "logits", "labels", "targets", "tangents", "others", "nearby")
 
 
 def stress_logits(num_classes: int, rng: np.random.Generator, repeats: int = 1) -> tuple[Array, Array]:
