@@ -113,8 +113,9 @@ def _verify(options: argparse.Namespace) -> int:
                 examples = _files.load_examples(options.data, dtype, rng)
             except _files.DataError as error:
                 return _refuse(f"--data {error}")
-        skipped = {i.id: _run.missing_arguments(i, examples) for i in table if _run.missing_arguments(i, examples)}
-        table = [i for i in table if i.id not in skipped]
+        reasons = [(identity, _run.reason_to_skip(identity, examples)) for identity in table]
+        skipped = {identity.id: reason for identity, reason in reasons if reason}
+        table = [identity for identity, reason in reasons if not reason]
         task = bar.add_task("verifying", total=len(table))
         rows = []
         for identity in table:
@@ -123,7 +124,7 @@ def _verify(options: argparse.Namespace) -> int:
             bar.advance(task)
 
     failed = sum(not row.holds for row in rows)
-    notes = "".join(f" {name} skipped: the file has no {', '.join(missing)}." for name, missing in skipped.items())
+    notes = "".join(f" {name} skipped: {reason}." for name, reason in skipped.items())
     sources = ", ".join(f"{name} ({count})" for name, count in zip(*np.unique(examples.suite, return_counts=True), strict=True))
     summary = f"{len(rows) - failed} of {len(rows)} identities hold in {options.dtype}, on {sources}, in {time.perf_counter() - start:.0f} s.{notes}"
     console = _console()

@@ -39,20 +39,25 @@ def compare(a: jax.Array, b: jax.Array, temperature: float = 1.0) -> Comparison:
     in_p, in_both = a > -jnp.inf, jnp.minimum(a, b) > -jnp.inf
     s_p, s_q = at_p.others / UNIT, at_q.others / UNIT
 
-    # D = (a − max a)/T − (b − max b)/T as head + tail: +inf where only q is masked, 0 where p is. Then its mean over the others of p.
+    # D = (a − max a)/T − (b − max b)/T as head + tail: +inf where only q is masked, 0 where p is.
     from_top, from_top_tail = two_difference(jnp.where(in_p, a, at_p.top), at_p.top)
     subtrahend, subtrahend_tail = two_difference(jnp.where(in_p, b, at_q.top), at_q.top)
     head, tail = two_difference(from_top, subtrahend)
     tail = tail + jnp.where(in_both, from_top_tail - subtrahend_tail, 0)
-    head, tail = _quotient_of(*_renormalised(head, tail), temperature)
-    weight = at_p.rest * jnp.where(at_p.others > 0, 1 / at_p.others, 0)
-    centre = (weight * head).sum(-1, keepdims=True)
-    residual = (weight * ((head - centre) + tail)).sum(-1, keepdims=True)
+    head, tail = _renormalised(head, tail)
 
     # D at the heaviest class k of p.
     b_k = jnp.where(at_p.heaviest, b, 0).sum(-1, keepdims=True)
+    head_k, tail_k = two_difference(at_q.top, jnp.where(b_k == -jnp.inf, at_q.top, b_k))
+    if temperature != 1:
+        (head, tail), (head_k, tail_k) = quotient(head, tail, temperature), quotient(head_k, tail_k, temperature)
+        head, tail = jnp.where(at_p.heaviest, head_k, head), jnp.where(at_p.heaviest, tail_k, tail)  # rounded alike, wherever that is compiled
+
+    # The mean of D over the others of p.
+    weight = at_p.rest * jnp.where(at_p.others > 0, 1 / at_p.others, 0)
+    centre = (weight * head).sum(-1, keepdims=True)
+    residual = (weight * ((head - centre) + tail)).sum(-1, keepdims=True)
     broken = (b_k == -jnp.inf) | ~jnp.isfinite(centre)
-    head_k, tail_k = _quotient_of(*two_difference(at_q.top, jnp.where(b_k == -jnp.inf, at_q.top, b_k)), temperature)
 
     # E_p[D] = origin + its tail + shift, from D_k where p_k is most of the sum and from the mean of the others where it is not.
     gap = ((centre - head_k) - tail_k) + residual
@@ -108,7 +113,3 @@ def _renormalised(head: jax.Array, tail: jax.Array) -> tuple[jax.Array, jax.Arra
     """The same sum, with its head rounded to nearest."""
     total, lost = two_difference(head, -tail)
     return total, jnp.where(jnp.isfinite(total), lost, 0)
-
-
-def _quotient_of(head: jax.Array, tail: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
-    return (head, tail) if temperature == 1 else quotient(head, tail, temperature)

@@ -280,7 +280,7 @@ def _js_grad(a: jax.Array, b: jax.Array) -> jax.Array:
     ratio = jnp.minimum(p, q) / jnp.where(p + q > 0, jnp.maximum(p, q), 1)
     softplus = jnp.log1p(ratio) - jnp.where(p < q, t, 0)  # log(1 + e^{−t})
     mean = jnp.where(in_p, p * softplus, 0).sum(-1, keepdims=True) / UNIT
-    typical = jnp.minimum(-jnp.log(jnp.expm1(mean)), 80.0)
+    typical = -jnp.log(jnp.maximum(jnp.expm1(mean), jnp.finfo(mean.dtype).tiny))
     weight = jnp.where(in_p & (jnp.abs(t - typical) < 1), p, 0)
     bulk = weight.sum(-1, keepdims=True)
     centre = jnp.where(bulk > 0, jnp.where(weight > 0, weight * t, 0).sum(-1, keepdims=True) / jnp.where(bulk > 0, bulk, 1), typical)

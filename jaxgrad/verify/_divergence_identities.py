@@ -196,7 +196,7 @@ def divergence_identities() -> list[Identity]:
             "∂/∂μ = (μ − m)/s², ∂/∂log σ = σ²/s² − 1, the prior fixed",
             ("logits", "tangents", "others", "targets"),
             autodiff=_posterior_gradient(each(each(plain.gaussian_kl))),
-            closed=lambda *arguments: jnp.stack([*jg.gaussian_kl_grad(*arguments)[:2]], -1) * jnp.array([1, 2], arguments[0].dtype),
+            closed=lambda *arguments: _with_log_sigma(*jg.gaussian_kl_grad(*arguments)[:2]),
             public=_posterior_gradient(jg.gaussian_kl),
             arbiter=exact.gaussian_kl_grad,
             bound=4,
@@ -361,13 +361,17 @@ def _of_gaussians(examples: Examples) -> Array:
 
 
 def _posterior_gradient(kl: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """∂/∂μ and ∂/∂log σ of the summed divergence, (..., 2); log σ² = 2 log σ."""
+    """∂/∂μ and ∂/∂log σ of the summed divergence, (..., 2)."""
 
     def gradient(mean: jax.Array, log_variance: jax.Array, *prior: jax.Array) -> jax.Array:
-        by_mean, by_log_variance = jax.grad(lambda m, v: kl(m, v, *prior).sum(), (0, 1))(mean, log_variance)
-        return jnp.stack([by_mean, 2 * by_log_variance], axis=-1)
+        return _with_log_sigma(*jax.grad(lambda m, v: kl(m, v, *prior).sum(), (0, 1))(mean, log_variance))
 
     return gradient
+
+
+def _with_log_sigma(by_mean: jax.Array, by_log_variance: jax.Array) -> jax.Array:
+    """The gradients in the mean and in log σ, (..., 2): log σ² is 2 log σ."""
+    return jnp.stack([by_mean, 2 * by_log_variance], axis=-1)
 
 
 def _scale_p(z: Array, w: Array) -> Array:

@@ -65,13 +65,16 @@ class Row:
 
 
 def run(table: Sequence[Identity], examples: Examples, *, dtype: jnp.dtype, seed: int) -> list[Row]:
-    """A `Row` for each identity; the examples must have its arguments."""
+    """A `Row` for each identity; there must be no `reason_to_skip` it."""
     return [_run_identity(identity, examples, dtype, np.random.default_rng(seed)) for identity in table]
 
 
-def missing_arguments(identity: Identity, examples: Examples) -> list[str]:
-    """The arguments that these examples do not have."""
-    return [name for name in identity.arguments if name != "weights" and getattr(examples, name) is None]
+def reason_to_skip(identity: Identity, examples: Examples) -> str | None:
+    """Why these examples cannot be used for an identity, or None."""
+    missing = [name for name in identity.arguments if name != "weights" and getattr(examples, name) is None]
+    if missing:
+        return f"the file has no {', '.join(missing)}"
+    return None if identity.applies(examples).any() else "it applies to none of the examples"
 
 
 def _run_identity(identity: Identity, examples: Examples, dtype: jnp.dtype, rng: np.random.Generator) -> Row:
