@@ -53,8 +53,8 @@ class CentredDiagonal(LinearOperator):
         """
         v = _checks.as_floating("vector", vector)
         _checks.same_shape("vector", v, self.weights.shape, "one vector for each row of the logits")
-        scaled = self.weights * deviation(self.right, v.astype(self.weights.dtype))
-        return deviation_transpose(self.left, scaled).astype(self.dtype)
+        scaled = self._finite_weights() * deviation(self.right, v.astype(self.weights.dtype))
+        return self._at_limit(deviation_transpose(self.left, scaled)).astype(self.dtype)
 
     def diagonal(self) -> jax.Array:
         """w_i (1 − p_i)(1 − q_i) + p_i q_i Σ_{l≠i} w_l, (..., C)."""
@@ -69,25 +69,34 @@ class CentredDiagonal(LinearOperator):
 
         For i ≠ j −w_i (1 − p_i) q_j − p_i w_j (1 − q_j) + p_i q_j Σ_{l≠i,j} w_l.
         """
-        (p, p_rest), (q, q_rest), w = _with_complement(self.left), _with_complement(self.right), self.weights
+        (p, p_rest), (q, q_rest), w = _with_complement(self.left), _with_complement(self.right), self._finite_weights()
         rows, columns = (lambda x: x[..., :, None]), (lambda x: x[..., None, :])
         heavy = self._heavy()
         either = rows(heavy) | columns(heavy)
         light = jnp.where(heavy, 0, w)
         others = light.sum(-1)[..., None, None] - (rows(light) + columns(light)) + jnp.where(either, 0, jnp.where(heavy, w, 0).sum(-1)[..., None, None])
         crossed = _rounded(rows(p) * columns(q) * others) - (_rounded(rows(w * p_rest) * columns(q)) + _rounded(rows(p) * columns(w * q_rest)))
-        return jnp.where(jnp.eye(w.shape[-1], dtype=bool), self._diagonal()[..., None], crossed).astype(self.dtype)
+        return jnp.where(jnp.eye(w.shape[-1], dtype=bool), self._diagonal()[..., None], self._at_limit(crossed)).astype(self.dtype)
 
     def _diagonal(self) -> jax.Array:
-        (p, p_rest), (q, q_rest), w = _with_complement(self.left), _with_complement(self.right), self.weights
+        (p, p_rest), (q, q_rest), w = _with_complement(self.left), _with_complement(self.right), self._finite_weights()
         heavy = self._heavy()
         light = jnp.where(heavy, 0, w)
         others = light.sum(-1, keepdims=True) - light + jnp.where(heavy, 0, jnp.where(heavy, w, 0).sum(-1, keepdims=True))
-        return w * p_rest * q_rest + p * q * others
+        return self._at_limit(w * p_rest * q_rest + p * q * others)
 
     def _heavy(self) -> jax.Array:
         """True at the (first) weight of the largest magnitude, which sums over the others must leave out, (..., C)."""
-        return split_at_heaviest(jnp.abs(self.weights)).heaviest
+        return split_at_heaviest(jnp.abs(self._finite_weights())).heaviest
+
+    def _finite_weights(self) -> jax.Array:
+        """The weights; where they are infinite, with a divergence, what they are proportional to."""
+        return _finite_part(_softmax(self.left), self.weights)
+
+    def _at_limit(self, x: jax.Array) -> jax.Array:
+        """x, or its sign times infinity where the weights are infinite."""
+        broken = jnp.isposinf(self.weights).any(-1).reshape(self.weights.shape[:-1] + (1,) * (x.ndim - self.weights.ndim + 1))
+        return _infinite(broken, x)
 
 
 def _with_complement(z: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -101,13 +110,20 @@ def _with_complement(z: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _twisted(z: jax.Array, g: jax.Array, v: jax.Array) -> jax.Array:
     """(diag(g) − g pᵀ − p gᵀ) v for Σg = 0 (hess-8); its limit where g is infinite."""
-    p = _softmax(z)
+    p, broken = _softmax(z), jnp.isposinf(g).any(-1, keepdims=True)
+    g = _finite_part(p, g)
+    return _infinite(broken, _rounded(g * deviation(z, v)) - _rounded(p * zero_sum_product(g, v)[..., None]))
+
+
+def _finite_part(p: jax.Array, g: jax.Array) -> jax.Array:
+    """g; for a row in which it is infinite, the gradient of log(p/q) at the classes where that grows without bound."""
     above = jnp.isposinf(g)
-    broken = above.any(-1, keepdims=True)
     share, rest = (jnp.where(part, p, 0).sum(-1, keepdims=True) for part in (above, ~above))
-    g = jnp.where(broken, p * jnp.where(above, rest, -share), g)
-    twist = _rounded(g * deviation(z, v)) - _rounded(p * zero_sum_product(g, v)[..., None])
-    return jnp.where(broken, jnp.where(twist == 0, 0, jnp.sign(twist) * jnp.inf), twist)
+    return jnp.where(above.any(-1, keepdims=True), p * jnp.where(above, rest, -share), g)
+
+
+def _infinite(broken: jax.Array, x: jax.Array) -> jax.Array:
+    return jnp.where(broken, jnp.where(x == 0, 0, jnp.sign(x) * jnp.inf), x)
 
 
 def _shared_terms(r: jax.Array, sigma: jax.Array, left: jax.Array, right: jax.Array, v: jax.Array) -> jax.Array:

@@ -148,6 +148,12 @@ def compute_dtype(*arrays: jax.Array) -> jnp.dtype:
     return jnp.dtype(jnp.float64 if any(x.dtype == jnp.float64 for x in arrays) else jnp.float32)
 
 
+def wider_dtype(*dtypes: jnp.dtype) -> jnp.dtype:
+    """The dtype that holds the numbers of all, also where strict promotion of dtypes is on."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.promote_types(*dtypes)
+
+
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     try:
         return np.broadcast_shapes(shape, to) == to

@@ -21,7 +21,7 @@ from jaxgrad import _checks
 from jaxgrad._bregman import NEAR, expm1_and_remainder, mixture_excess
 from jaxgrad._centred_diagonal import CentredDiagonal, rounded_jacobian_product, shared_product, twist
 from jaxgrad._comparison import compare
-from jaxgrad._exponentials import UNIT
+from jaxgrad._exponentials import UNIT, log1p
 from jaxgrad._linear import Arrays, unless_zero
 from jaxgrad._operators import PairHessian
 from jaxgrad._softmax import SoftmaxJacobian, _softmax, jacobian_product, log_probs, zero_sum_product
@@ -101,7 +101,7 @@ def kl_divergence_hessian(p_logits: ArrayLike, q_logits: ArrayLike, *, temperatu
     """
     a, b, where, dtypes = _pair(p_logits, q_logits, where)
     t = _checks.positive("temperature", temperature)
-    dtype = jnp.promote_types(*dtypes)
+    dtype = _checks.wider_dtype(*dtypes)
     scale = unless_masked(jnp.full(a.shape[:-1], t**-2, a.dtype), where)
     x, y = (z if t == 1 else z / t for z in (a, b))
     return PairHessian(
@@ -171,7 +171,7 @@ def js_divergence_hessian(p_logits: ArrayLike, q_logits: ArrayLike, *, where: Ar
     Source: Lin 1991, doi:10.1109/18.61115.
     """
     a, b, where, dtypes = _pair(p_logits, q_logits, where)
-    dtype = jnp.promote_types(*dtypes)
+    dtype = _checks.wider_dtype(*dtypes)
     half_c = _harmonic(a, b) / 2
     masked = lambda w: unless_masked(w, where)
     return PairHessian(
@@ -278,7 +278,7 @@ def _js_grad(a: jax.Array, b: jax.Array) -> jax.Array:
     both = compare(a, b)
     p, q, t, in_p = both.p, both.q, both.log_ratio, a > -jnp.inf
     ratio = jnp.minimum(p, q) / jnp.where(p + q > 0, jnp.maximum(p, q), 1)
-    softplus = jnp.log1p(ratio) - jnp.where(p < q, t, 0)  # log(1 + e^{−t})
+    softplus = log1p(ratio) - jnp.where(p < q, t, 0)  # log(1 + e^{−t})
     mean = jnp.where(in_p, p * softplus, 0).sum(-1, keepdims=True) / UNIT
     typical = -jnp.log(jnp.maximum(jnp.expm1(mean), jnp.finfo(mean.dtype).tiny))
     weight = jnp.where(in_p & (jnp.abs(t - typical) < 1), p, 0)
@@ -287,7 +287,7 @@ def _js_grad(a: jax.Array, b: jax.Array) -> jax.Array:
     x = (centre - t) - both.log_ratio_tail
     near = jnp.abs(x) < NEAR
     rise, _ = expm1_and_remainder(jnp.where(near, x, 0))
-    return jacobian_product(a, jnp.where(in_p, -jnp.where(near, jnp.log1p(jax.nn.sigmoid(-centre) * rise), softplus - jax.nn.softplus(-centre)), 0)) / 2
+    return jacobian_product(a, jnp.where(in_p, -jnp.where(near, log1p(jax.nn.sigmoid(-centre) * rise), softplus - jax.nn.softplus(-centre)), 0)) / 2
 
 
 @partial(_js_grad.defjvp, symbolic_zeros=True)

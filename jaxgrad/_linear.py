@@ -63,5 +63,10 @@ class LinearMap:
         return self(*r, jnp.broadcast_to(v, (size, *v.shape[1:]))), 0
 
 
-limit_product = LinearMap("limit_product", lambda g, v: jnp.where((v == 0) & jnp.isinf(g), 0, g * v))  # g ∘ v, where an infinite derivative meets 0
-limit_product.derive(transpose=limit_product, in_r=(lambda _, v, dg: dg * v,))
+def _limit(g: jax.Array, v: jax.Array) -> jax.Array:
+    """g ∘ v, where 0 and an infinite derivative make 0."""
+    return jnp.where(((v == 0) & jnp.isinf(g)) | ((g == 0) & jnp.isinf(v)), 0, g * v)
+
+
+limit_product = LinearMap("limit_product", _limit)
+limit_product.derive(transpose=limit_product, in_r=(lambda _, v, dg: limit_product(v, jnp.broadcast_to(dg, v.shape)),))

@@ -83,7 +83,7 @@ def kl_divergence_probs_hessian(p: ArrayLike, q: ArrayLike, *, where: ArrayLike 
     """
     p, q, where, dtypes = _vectors(p, q, where)
     blocks = (1 / p, -1 / q, p / q / q)
-    return PairHessian(*(Diagonal(unless_masked(jnp.where(p == 0, 0, block), where), jnp.promote_types(*dtypes)) for block in blocks))
+    return PairHessian(*(Diagonal(unless_masked(jnp.where(p == 0, 0, block), where), _checks.wider_dtype(*dtypes)) for block in blocks))
 
 
 def generalized_kl_divergence(p: ArrayLike, q: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 
 from jaxgrad import _checks
 from jaxgrad._exponentials import UNIT, Split, split_at_heaviest, with_rounded_sum
-from jaxgrad._linear import Arrays, LinearMap
+from jaxgrad._linear import Arrays, LinearMap, limit_product
 from jaxgrad._operators import SymmetricOperator
 
 
@@ -297,7 +297,7 @@ deviation_transpose.derive(
     transpose=deviation,
     in_r=(lambda z, w, dz: -jacobian_product(z, dz) * w.sum(-1, keepdims=True),),
 )
-_zero_sum_products.derive(transpose=jnp.multiply, in_r=(lambda _, v, dg: dg * v,))
+_zero_sum_products.derive(transpose=jnp.multiply, in_r=(lambda _, v, dg: limit_product(v, jnp.broadcast_to(dg, v.shape)),))
 
 
 def zero_sum_product(gradient: jax.Array, v: jax.Array) -> jax.Array:
