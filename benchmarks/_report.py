@@ -45,7 +45,7 @@ class Setting:
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
             load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan,
             device=f"{device.platform} ({device.device_kind})",
-            system=platform.platform(),
+            system=f"{platform.system()} {platform.machine()}",
             python=platform.python_version(),
             jaxgrad=_installed("jaxgrad"),
             jax=_installed("jax"),
