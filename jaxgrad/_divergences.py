@@ -158,6 +158,7 @@ def js_divergence_hessian(p_logits: ArrayLike, q_logits: ArrayLike, *, where: Ar
     """Hessian of `js_divergence` in both logits, in three blocks of O(C) memory each (js-1).
 
     With g = ∂JS/∂a, c = p q/(p + q) and Π_p = I − 1 pᵀ: `first` is Π_pᵀ diag(g + c/2) Π_p, `mixed` −½ Π_pᵀ diag(c) Π_q.
+    Where p and q hardly overlap its small entries keep their digits; those of `jax.hessian` only have the digits of Σc.
 
     Args:
       p_logits, q_logits, where: as in `js_divergence`.

@@ -18,7 +18,7 @@ from jaxgrad import _checks
 from jaxgrad._bregman import NEAR, expm1_and_remainder
 from jaxgrad._divergences import of_arguments, unless_masked
 from jaxgrad._exponentials import LARGEST_EXPONENT, UNIT, exp, two_difference
-from jaxgrad._linear import Arrays
+from jaxgrad._linear import Arrays, limit_product
 
 
 def gaussian_kl(
@@ -93,8 +93,8 @@ def gaussian_kl_hessian(
     Source: Kingma and Welling 2014, arXiv:1312.6114.
     """
     (m1, l1, m2, l2), where, _ = _arguments(mean, log_variance, prior_mean, prior_log_variance, where)
-    precision, ratio = _precision(l2), _ratio_less_one(l1, l2) + 1
-    pull, cost, none = (m1 - m2) * precision, _squares(m1, m2, l2), jnp.zeros_like(m1)
+    precision, ratio = _precision(l2), _ratio(l1, l2)
+    pull, cost, none = limit_product(precision, m1 - m2), _squares(m1, m2, l2), jnp.zeros_like(m1)
     rows = (
         (precision, none, -precision, -pull),
         (none, ratio / 2, none, -ratio / 2),
@@ -132,9 +132,8 @@ def _kl(m1: jax.Array, l1: jax.Array, m2: jax.Array, l2: jax.Array) -> jax.Array
 
 @_kl.defjvp
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
-    by_m1, by_l1, by_m2, by_l2 = _gradients(*primals)
-    dm1, dl1, dm2, dl2 = tangents
-    return _kl(*primals), (by_m1 * dm1 + by_l1 * dl1) + (by_m2 * dm2 + by_l2 * dl2)
+    by_m1, by_l1, by_m2, by_l2 = (limit_product(g, v) for g, v in zip(_gradients(*primals), tangents, strict=True))
+    return _kl(*primals), (by_m1 + by_l1) + (by_m2 + by_l2)
 
 
 def _gradient(number: int, *arguments: jax.Array) -> jax.Array:
@@ -142,7 +141,7 @@ def _gradient(number: int, *arguments: jax.Array) -> jax.Array:
 
 
 def _gradients(m1: jax.Array, l1: jax.Array, m2: jax.Array, l2: jax.Array) -> Arrays:
-    pull, rise = (m1 - m2) * _precision(l2), _ratio_less_one(l1, l2)
+    pull, rise = limit_product(_precision(l2), m1 - m2), _ratio_less_one(l1, l2)
     return pull, rise / 2, -pull, -(rise + _squares(m1, m2, l2)) / 2
 
 
@@ -154,8 +153,19 @@ def _ratio_less_one(l1: jax.Array, l2: jax.Array) -> jax.Array:
 
 @_ratio_less_one.defjvp
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
-    (dl1, dl2), rise = tangents, _ratio_less_one(*primals)
-    return rise, (1 + rise) * (dl1 - dl2)
+    return _ratio_less_one(*primals), limit_product(_ratio(*primals), tangents[0] - tangents[1])
+
+
+@jax.custom_jvp
+def _ratio(l1: jax.Array, l2: jax.Array) -> jax.Array:
+    """e^{l1 − l2}."""
+    x, tail = two_difference(l1, l2)
+    return _exp(x, jnp.where(jnp.isfinite(x), tail, 0))
+
+
+@_ratio.defjvp
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+    return _ratio(*primals), limit_product(_ratio(*primals), tangents[0] - tangents[1])
 
 
 @jax.custom_jvp
@@ -166,7 +176,7 @@ def _precision(l2: jax.Array) -> jax.Array:
 
 @_precision.defjvp
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
-    return _precision(*primals), -_precision(*primals) * tangents[0]
+    return _precision(*primals), -limit_product(_precision(*primals), tangents[0])
 
 
 @jax.custom_jvp
@@ -174,14 +184,15 @@ def _squares(m1: jax.Array, m2: jax.Array, l2: jax.Array) -> jax.Array:
     """(m1 − m2)² e^{−l2}, whose factors may leave the range that it does not."""
     difference = m1 - m2
     scaled = difference * jnp.exp(-l2 / 2)
-    return jnp.where((jnp.abs(l2) < LARGEST_EXPONENT) & (jnp.abs(difference) < 1e10), difference * (difference * _precision(l2)), scaled * scaled)
+    squares = jnp.where((jnp.abs(l2) < LARGEST_EXPONENT) & (jnp.abs(difference) < 1e10), difference * (difference * _precision(l2)), scaled * scaled)
+    return jnp.where(difference == 0, 0, squares)
 
 
 @_squares.defjvp
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     (m1, m2, l2), (dm1, dm2, dl2) = primals, tangents
     squares = _squares(m1, m2, l2)
-    return squares, 2 * (m1 - m2) * _precision(l2) * (dm1 - dm2) - squares * dl2
+    return squares, 2 * limit_product(limit_product(_precision(l2), m1 - m2), dm1 - dm2) - limit_product(squares, dl2)
 
 
 def _ratio_and_excess(l1: jax.Array, l2: jax.Array) -> Arrays:

@@ -82,7 +82,7 @@ def kl_divergence_probs_hessian(p: ArrayLike, q: ArrayLike, *, where: ArrayLike 
     Source: Amari 2016, doi:10.1007/978-4-431-55978-8.
     """
     p, q, where, dtypes = _vectors(p, q, where)
-    blocks = (1 / p, -1 / q, p / q / q)
+    blocks = (1 / p, -1 / q, _over_square(p, q))
     return PairHessian(*(Diagonal(unless_masked(jnp.where(p == 0, 0, block), where), _checks.wider_dtype(*dtypes)) for block in blocks))
 
 
@@ -171,6 +171,11 @@ def _far_log_ratio(p: jax.Array, q: jax.Array) -> jax.Array:
     return jnp.where((ratio > info.tiny) & (ratio < info.max), jnp.log(ratio), jnp.log(p) - jnp.log(q))
 
 
+def _over_square(p: jax.Array, q: jax.Array) -> jax.Array:
+    """p/q²; the maximum, which changes nothing, keeps the compiler from squaring q first."""
+    return jnp.maximum(p / q, 0) / q
+
+
 @jax.custom_jvp
 def _log_ratio(p: jax.Array, q: jax.Array) -> jax.Array:
     """log(p/q), and 0 where p is 0: there neither moves it."""
@@ -195,7 +200,7 @@ def minus_ratio(p: jax.Array, q: jax.Array) -> jax.Array:
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     (p, q), (dp, dq) = primals, tangents
     inverse = jnp.where(p == 0, 0, 1 / q)
-    return minus_ratio(p, q), limit_product(jnp.where(p == 0, 0, p / q / q), dq) - limit_product(inverse, dp)
+    return minus_ratio(p, q), limit_product(jnp.where(p == 0, 0, _over_square(p, q)), dq) - limit_product(inverse, dp)
 
 
 @jax.custom_jvp
