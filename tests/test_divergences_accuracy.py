@@ -282,7 +282,10 @@ def exact_matrices(dtype, num_classes):
             s = surprise(p, q)
             return block(p * (s - mean(p, s)) / 2 + c, p, p, as_float(p) * spread(p, s) / 2 + as_float(c))
 
-        return results | {"∂²JS/∂p²": of_one(p, q), "∂²JS/∂q²": of_one(q, p), "∂²JS/∂p∂q": block(-c, p, q, c)}
+        results |= {"∂²JS/∂p²": of_one(p, q), "∂²JS/∂q²": of_one(q, p), "∂²JS/∂p∂q": block(-c, p, q, c)}
+        overlap = as_float(c.sum(-1)[:, None, None])  # through JAX small entries only have its digits
+        to_overlap = lambda e: e._replace(scale=np.maximum(e.scale, overlap))
+        return results | {f"{name} to the overlap": to_overlap(results[name]) for name in ("∂²JS/∂p²", "∂²JS/∂p∂q")}
 
 
 @cache
@@ -403,6 +406,8 @@ MATRICES_OF_PAIRS = {
 
 
 MATRICES_OF_JS_BY_JAX = {  # which take long to compile
+    "hessian of js_divergence in p": ("∂²JS/∂p² to the overlap", 10, fwd(rev(jg.js_divergence, 0), 0)),
+    "hessian of js_divergence in p and q": ("∂²JS/∂p∂q to the overlap", 10, fwd(rev(jg.js_divergence, 0), 1)),
 }
 OF_TARGETS = {
     "forward_kl": ("KL(y‖p)", 4, jg.forward_kl),

@@ -279,14 +279,15 @@ def test_derivative_is_that_of_the_definition(name, order, widest_dtype):
 def test_hessian_is_symmetric_to_the_bit_through_every_route(name, widest_dtype):
     """In the arguments of the closed form: each block is, and the mixed one is the other's transpose.
 
-    Only to rounding where the chain rule divides by a T that is no power of two, and where the exponentials of a Gaussian
-    are compiled twice.
+    Only to rounding, of the largest entry, where the chain rule divides by a T that is no power of two, and where the
+    exponentials of a Gaussian are compiled twice.
     """
-    ulps = 8 * float(jnp.finfo(widest_dtype).eps) if name in ("kl_divergence at T = 2.5", "gaussian_kl") else 0
+    ulps = 4 * float(jnp.finfo(widest_dtype).eps) if name in ("kl_divergence at T = 2.5", "gaussian_kl") else 0
     n = len(DIVERGENCES[name].twice) * C
     for route, blocks in differentiated(name, 2, widest_dtype)[0].items():
         matrices = as_matrix(blocks)[:, :n, :n]
-        np.testing.assert_allclose(matrices, np.swapaxes(matrices, -1, -2), rtol=ulps, atol=0, err_msg=route)
+        size = np.abs(matrices).max((-2, -1), keepdims=True)
+        assert (np.abs(matrices - np.swapaxes(matrices, -1, -2)) <= ulps * size).all(), route
 
 
 # Laws that need no second formula
