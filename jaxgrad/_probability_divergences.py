@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._bregman import exact_sum, relative_entropy_excess
 from jaxgrad._divergences import of_arguments, unless_masked
-from jaxgrad._exponentials import UNIT
+from jaxgrad._exponentials import UNIT, log1p
 from jaxgrad._linear import Arrays, limit_product, unless_zero
 from jaxgrad._operators import Diagonal, PairHessian
 
@@ -180,7 +180,7 @@ def _over_square(p: jax.Array, q: jax.Array) -> jax.Array:
 def _log_ratio(p: jax.Array, q: jax.Array) -> jax.Array:
     """log(p/q), and 0 where p is 0: there neither moves it."""
     near = jnp.abs(p - q) < q / 2
-    return jnp.where(p == 0, 0, jnp.where(near, jnp.log1p(jnp.where(near, (p - q) / q, 0)), _far_log_ratio(p, q)))
+    return jnp.where(p == 0, 0, jnp.where(near, log1p(jnp.where(near, (p - q) / q, 0)), _far_log_ratio(p, q)))
 
 
 @_log_ratio.defjvp

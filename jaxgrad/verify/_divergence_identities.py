@@ -311,7 +311,7 @@ def _laws_of_both_directions(closed: Array) -> dict[str, bool]:
 def _masked(numpy: Any, z: Any, c: Any) -> tuple[Any, Any]:
     """Logits with the class after c masked, and a target on c and on the masked class if c is odd, on the one after that if it is even."""
     num_classes = z.shape[-1]
-    classes = np.arange(num_classes)[None]
+    classes = np.arange(num_classes, dtype=c.dtype)[None]
     after, next_one = (c[:, None] + 1) % num_classes == classes, (c[:, None] + 2) % num_classes == classes
     other = numpy.where((c % 2 == 1)[:, None], after, next_one)
     return numpy.where(after, -numpy.inf, z), numpy.where((c[:, None] == classes) | other, z * 0 + 0.5, z * 0)
