@@ -18,7 +18,8 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._exponentials import UNIT, exp_shifted, split_at_heaviest
 from jaxgrad._linear import Arrays, unless_zero
-from jaxgrad._softmax import SoftmaxJacobian, deviation_transpose, jacobian_product, log_probs, scaled_jacobian_product, softmax, zero_sum_product
+from jaxgrad._softmax import deviation_transpose, jacobian_product, log_probs, scaled_jacobian_product, softmax, zero_sum_product
+from jaxgrad._softmax_jacobian import SoftmaxJacobian
 
 
 def cross_entropy(logits: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:

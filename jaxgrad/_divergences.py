@@ -24,7 +24,8 @@ from jaxgrad._comparison import compare
 from jaxgrad._exponentials import UNIT, log1p
 from jaxgrad._linear import Arrays, unless_zero
 from jaxgrad._operators import PairHessian
-from jaxgrad._softmax import SoftmaxJacobian, _softmax, jacobian_product, log_probs, zero_sum_product
+from jaxgrad._softmax import _softmax, jacobian_product, log_probs, zero_sum_product
+from jaxgrad._softmax_jacobian import SoftmaxJacobian
 
 
 def kl_divergence(p_logits: ArrayLike, q_logits: ArrayLike, *, temperature: float = 1.0, where: ArrayLike | None = None) -> jax.Array:

@@ -18,10 +18,11 @@ from jaxgrad._bregman import exact_sum, relative_entropy_excess
 from jaxgrad._centred_diagonal import CentredDiagonal, rounded_jacobian_product, twist
 from jaxgrad._cross_entropy import _are_ids, _example, _grad_ids, _grad_soft, cross_entropy, cross_entropy_hessian
 from jaxgrad._divergences import of_arguments, unless_masked
-from jaxgrad._exponentials import UNIT, exp_pair, split_at_heaviest, two_difference, two_product
+from jaxgrad._exponentials import UNIT, exp_pair, log1p, split_at_heaviest, two_difference, two_product
 from jaxgrad._linear import Arrays, limit_product, unless_zero
 from jaxgrad._probability_divergences import minus_ratio
-from jaxgrad._softmax import SoftmaxJacobian, _softmax, deviation, jacobian_product, log_probs, zero_sum_product
+from jaxgrad._softmax import _softmax, deviation, jacobian_product, log_probs, zero_sum_product
+from jaxgrad._softmax_jacobian import SoftmaxJacobian
 
 
 def forward_kl(logits: ArrayLike, targets: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
@@ -232,7 +233,7 @@ def _log_ratio_of_model(z: jax.Array, y: jax.Array) -> jax.Array:
     """log(p/y)."""
     _, difference, far = _against(z, y)
     near = jnp.abs(difference) < y / 2
-    return jnp.where(near, jnp.log1p(jnp.where(near, difference / y, 0)), far)
+    return jnp.where(near, log1p(jnp.where(near, difference / y, 0)), far)
 
 
 @jax.custom_jvp

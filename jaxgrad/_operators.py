@@ -5,9 +5,11 @@ An operator is a frozen pytree, batched over leading axes: it stands for matrice
 
 import abc
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from jaxgrad import _checks
 
@@ -53,13 +55,17 @@ class LinearOperator(abc.ABC):
           TypeError: `other` is not of a real floating dtype.
           ValueError: its shape is neither.
         """
-        other = _checks.as_floating("other", other)
-        if other.shape == self.shape[:-1]:
-            return self.matvec(other)
-        if other.ndim == len(self.shape) and other.shape[:-1] == self.shape[:-1]:
-            return jax.vmap(self.matvec, in_axes=-1, out_axes=-1)(other)
+        return self.by_columns("other", self.matvec, other)
+
+    def by_columns(self, name: str, function: Callable[[jax.Array], jax.Array], x: ArrayLike) -> jax.Array:
+        """`function` of vectors (..., C), or of each column of blocks (..., C, K)."""
+        x = _checks.as_floating(name, x)
+        if x.shape == self.shape[:-1]:
+            return function(x)
+        if x.ndim == len(self.shape) and x.shape[:-1] == self.shape[:-1]:
+            return jax.vmap(function, in_axes=-1, out_axes=-1)(x)
         raise ValueError(
-            f"other: expected vectors {self.shape[:-1]} or blocks {self.shape[:-1]} + (K,) for matrices {self.shape}, got {other.shape}; check its axes"
+            f"{name}: expected vectors {self.shape[:-1]} or blocks {self.shape[:-1]} + (K,) for matrices {self.shape}, got {x.shape}; check its axes"
         )
 
 

@@ -9,7 +9,6 @@
 Their exponentials, and what is left of 1 beside the heaviest class, come from `_exponentials`.
 """
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -17,9 +16,8 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._exponentials import UNIT, Split, split_at_heaviest, with_rounded_sum
+from jaxgrad._exponentials import UNIT, Split, split_at_heaviest
 from jaxgrad._linear import Arrays, LinearMap, limit_product
-from jaxgrad._operators import SymmetricOperator
 
 
 def softmax(logits: ArrayLike) -> jax.Array:
@@ -85,78 +83,6 @@ def logsumexp(logits: ArrayLike) -> jax.Array:
     return _logsumexp(z.astype(_checks.compute_dtype(z)))
 
 
-def softmax_jacobian(logits: ArrayLike) -> "SoftmaxJacobian":
-    """The Jacobian of softmax, J = diag(p) − p pᵀ (softmax-2, softmax-3), as an operator with O(C) memory.
-
-    It is also the Hessian of cross-entropy in the logits (hess-1), the Fisher information of a categorical
-    distribution and the covariance of a one-hot draw from it.
-
-    Args:
-      logits: z, (..., C), floating.
-
-    Returns:
-      An operator of shape (..., C, C): `matvec`, `@`, `T`, `diagonal()`, `trace()`, `to_dense()`.
-
-    Raises:
-      TypeError: `logits` is not of a real floating dtype.
-      ValueError: there is no class axis, or no class on it.
-
-    Source: Böhning 1992, doi:10.1007/BF00048682.
-    """
-    z = _checks.as_logits("logits", logits)
-    return SoftmaxJacobian(z, jnp.ones(z.shape[:-1], _checks.compute_dtype(z)))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SoftmaxJacobian(SymmetricOperator):
-    """scale · (diag(p) − p pᵀ) with p = softmax(logits): `logits` (..., C), `scale` (...)."""
-
-    logits: jax.Array
-    scale: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(..., C, C)."""
-        return (*self.logits.shape, self.logits.shape[-1])
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """The dtype of `logits`, in which everything with a class axis comes back."""
-        return self.logits.dtype
-
-    def matvec(self, vector: ArrayLike) -> jax.Array:
-        """J v, (..., C), for one vector (..., C) a row: p ∘ (v − ⟨p, v⟩), accurate also if v has a large common offset.
-
-        Raises:
-          TypeError: `vector` is not of a real floating dtype.
-          ValueError: its shape is not that of the logits.
-        """
-        v = _checks.as_floating("vector", vector)
-        _checks.same_shape("vector", v, self.logits.shape, "one vector for each row of the logits")
-        z = self._wide_logits()
-        return scaled_jacobian_product(z, self.scale[..., None].astype(z.dtype), v.astype(z.dtype)).astype(self.dtype)
-
-    def diagonal(self) -> jax.Array:
-        """p_i (1 − p_i), (..., C)."""
-        z = self._wide_logits()
-        return (self.scale[..., None] * _variances(z)).astype(self.dtype)
-
-    def trace(self) -> jax.Array:
-        """Σ_i p_i (1 − p_i) = 1 − ‖p‖², (...), at least float32."""
-        z = self._wide_logits()
-        return self.scale * _variances(z).sum(-1)
-
-    def to_dense(self) -> jax.Array:
-        """The matrices (..., C, C): p_i (1[i=j] − p_j), symmetric to the bit."""
-        z = self._wide_logits()
-        dense = jnp.where(jnp.eye(z.shape[-1], dtype=bool), _variances(z)[..., None], -_products(z))
-        return (self.scale[..., None, None] * dense).astype(self.dtype)
-
-    def _wide_logits(self) -> jax.Array:
-        return self.logits.astype(_checks.compute_dtype(self.logits, self.scale))
-
-
 # The functions below take logits of the dtype to compute in, at least float32. They are compiled also where the caller is not: a
 # step may meet inf − inf, which no result does, and which would stop a program that debugs NaN.
 
@@ -170,34 +96,6 @@ def _softmax(z: jax.Array) -> jax.Array:
 @_softmax.defjvp
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     return _softmax(*primals), jacobian_product(*primals, *tangents)
-
-
-@jax.custom_jvp
-@partial(jax.jit, inline=True)
-def _variances(z: jax.Array) -> jax.Array:
-    """p_i (1 − p_i), (..., C)."""
-    at_k = with_rounded_sum(split_at_heaviest(z))
-    return at_k.exps * (((UNIT - at_k.exps) + at_k.others) / UNIT) * at_k.inverse_square
-
-
-@_variances.defjvp
-def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
-    return _variances(*primals), jacobian_product(*primals, *tangents) * (1 - 2 * _softmax(*primals))
-
-
-@jax.custom_jvp
-@partial(jax.jit, inline=True)
-def _products(z: jax.Array) -> jax.Array:
-    """p_i p_j, (..., C, C)."""
-    at_k = with_rounded_sum(split_at_heaviest(z))
-    return at_k.exps[..., :, None] * at_k.exps[..., None, :] * (at_k.inverse_square / UNIT)[..., None]
-
-
-@_products.defjvp
-def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
-    p, dp = _softmax(*primals), jacobian_product(*primals, *tangents)
-    half = p[..., :, None] * dp[..., None, :]
-    return _products(*primals), half + half.swapaxes(-1, -2)
 
 
 @jax.custom_jvp

@@ -14,7 +14,7 @@ PACKAGE = Path(jaxgrad.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 GROUND = {"_checks", "_exponentials", "_linear", "_operators"}
-SOFTMAX = GROUND | {"_softmax"}
+SOFTMAX = GROUND | {"_softmax", "_softmax_jacobian"}
 COMPARED = SOFTMAX | {"_bregman", "_comparison", "_centred_diagonal"}
 LOSSES = COMPARED | {"_cross_entropy", "_binary_cross_entropy", "_divergences", "_probability_divergences", "_model_divergences", "_gaussian_kl"}
 EVERYTHING = None
@@ -26,6 +26,8 @@ MAY_IMPORT = {
     "_linear": {"_checks"},
     "_operators": {"_checks"},
     "_softmax": GROUND,
+    "_secular": set(),
+    "_softmax_jacobian": GROUND | {"_softmax", "_secular"},
     "_cross_entropy": SOFTMAX,
     "_binary_cross_entropy": SOFTMAX,
     "_bregman": {"_exponentials"},

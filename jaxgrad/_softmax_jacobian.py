@@ -1,0 +1,477 @@
+"""The Jacobian of softmax as an operator: products, roots, inverses and spectrum with O(C) memory.
+
+    J             = diag(p) − p pᵀ                                   softmax-3, hess-1
+    J             = B Bᵀ,  B = diag(√p) (I − √p √pᵀ)                 op-1
+    J⁺            = Π diag(1/p) Π,  Π = I − 1 1ᵀ/C                   op-2
+    (J + λI)⁻¹ v  = v/(p + λ) + b c/λ,  b = p/(p + λ),  c = Σbv/Σb   op-3
+    Σ_j p_j / (p_j − μ) = 0  for each eigenvalue μ > 0               op-4
+    log det⁺ J    = Σ_j log p_j + log C
+
+As Σp = 1, 1 − Σ p²/(p + λ) = λ Σb and 1 − Σ p²/(p − μ) = −μ Σ p/(p − μ): nothing here takes 1 − p from a rounded p.
+C and the sums are over the classes with p > 0.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxgrad import _checks
+from jaxgrad._exponentials import UNIT, exp_shifted, reciprocal_of_sum, split_at_heaviest, with_rounded_sum
+from jaxgrad._linear import Arrays, LinearMap
+from jaxgrad._operators import SymmetricOperator
+from jaxgrad._secular import eigenpairs
+from jaxgrad._softmax import deviation, jacobian_product, log_probs, scaled_jacobian_product, softmax
+
+
+def softmax_jacobian(logits: ArrayLike) -> "SoftmaxJacobian":
+    """The Jacobian of softmax, J = diag(p) − p pᵀ (softmax-2, softmax-3), as an operator with O(C) memory.
+
+    It is also the Hessian of cross-entropy in the logits (hess-1), the Fisher information of a categorical
+    distribution and the covariance of a one-hot draw from it.
+
+    Args:
+      logits: z, (..., C), floating.
+
+    Returns:
+      A `SoftmaxJacobian` of shape (..., C, C): products, `diagonal()`, `trace()`, `frobenius_norm()`, `to_dense()`, the
+      square root both ways, `solve`, `pinv_matvec`, `eigenvalues`, `eigh`, `log_pseudo_determinant()`, `sample`, `stored()`.
+
+    Raises:
+      TypeError: `logits` is not of a real floating dtype.
+      ValueError: there is no class axis, or no class on it.
+
+    Source: Böhning 1992, doi:10.1007/BF00048682.
+    """
+    z = _checks.as_logits("logits", logits)
+    return SoftmaxJacobian(z, jnp.ones(z.shape[:-1], _checks.compute_dtype(z)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SoftmaxJacobian(SymmetricOperator):
+    """scale · (diag(p) − p pᵀ) with p = softmax(logits): `logits` (..., C), `scale` (...).
+
+    With a negative scale the matrix has no real root and no eigenvalues here: `root_matvec`, `solve`, `eigenvalues` and
+    what else needs it positive semi-definite give NaN.
+    """
+
+    logits: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., C, C)."""
+        return (*self.logits.shape, self.logits.shape[-1])
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of `logits`, in which everything with a class axis comes back."""
+        return self.logits.dtype
+
+    def matvec(self, vector: ArrayLike) -> jax.Array:
+        """J v, (..., C), for one vector (..., C) a row: p ∘ (v − ⟨p, v⟩), accurate also if v has a large common offset.
+
+        Raises:
+          TypeError: `vector` is not of a real floating dtype.
+          ValueError: its shape is not that of the logits.
+        """
+        return scaled_jacobian_product(self._z, self._scale, self._vector(vector)).astype(self.dtype)
+
+    def diagonal(self) -> jax.Array:
+        """p_i (1 − p_i), (..., C)."""
+        return (self._scale * _variances(self._z)).astype(self.dtype)
+
+    def trace(self) -> jax.Array:
+        """Σ_i p_i (1 − p_i) = 1 − ‖p‖², (...), at least float32."""
+        return self.scale * _variances(self._z).sum(-1)
+
+    def frobenius_norm(self) -> jax.Array:
+        """√(Σ_ij J_ij²), (...), at least float32."""
+        return jnp.abs(self.scale) * _frobenius_norm(self._z)
+
+    def to_dense(self) -> jax.Array:
+        """The matrices (..., C, C): p_i (1[i=j] − p_j), symmetric to the bit."""
+        z = self._z
+        dense = jnp.where(jnp.eye(z.shape[-1], dtype=bool), _variances(z)[..., None], -_products(z))
+        return (self._scale[..., None] * dense).astype(self.dtype)
+
+    def root_matvec(self, vector: ArrayLike) -> jax.Array:
+        """B v = √p ∘ v − p ⟨√p, v⟩, (..., C), where J = B Bᵀ (op-1): a standard normal v becomes a draw from N(0, J).
+
+        Raises:
+          TypeError, ValueError: as `matvec`.
+        """
+        return (self._root_scale * _root_product(self._z, self._vector(vector))).astype(self.dtype)
+
+    def root_rmatvec(self, vector: ArrayLike) -> jax.Array:
+        """Bᵀ v = √p ∘ (v − ⟨p, v⟩), (..., C), where J = B Bᵀ (op-1): ‖Bᵀ v‖² = vᵀ J v.
+
+        Raises:
+          TypeError, ValueError: as `matvec`.
+        """
+        return (self._root_scale * _root_transpose_product(self._z, self._vector(vector))).astype(self.dtype)
+
+    def solve(self, vector: ArrayLike, *, damping: ArrayLike) -> jax.Array:
+        """(J + λI)⁻¹ v in O(C) time and memory (op-3), with the shape of `vector`.
+
+        Args:
+          vector: v, (..., C), or a block (..., C, K) of K column vectors each.
+          damping: λ > 0, a number, or one for each matrix, (...). One that is not positive makes NaN.
+
+        Raises:
+          TypeError: `vector` or `damping` is not of a real floating dtype.
+          ValueError: a shape does not fit, or `damping` is a number and not positive.
+
+        Source: Sherman and Morrison 1950, doi:10.1214/aoms/1177729893.
+        """
+        if isinstance(damping, int | float):
+            damping = _checks.positive("damping", damping)
+        λ = jnp.asarray(damping, self._z.dtype) if isinstance(damping, float) else _checks.as_floating("damping", damping)
+        if λ.ndim:
+            _checks.same_shape("damping", λ, self.shape[:-2], "one for each matrix")
+        λ = jnp.broadcast_to(λ, self.shape[:-2])[..., None].astype(self._z.dtype)
+        solve = lambda v: _solution(self._z, self._scale, λ, v.astype(self._z.dtype)).astype(self.dtype)
+        return self.by_columns("vector", solve, vector)
+
+    def pinv_matvec(self, vector: ArrayLike) -> jax.Array:
+        """J⁺ v, (..., C), with the Moore–Penrose inverse of J (op-2); its sum is 0.
+
+        A class whose probability is 0, or underflows, belongs to the null space: the result is 0 there.
+
+        Raises:
+          TypeError, ValueError: as `matvec`.
+
+        Source: Tanabe and Sagae 1992, doi:10.1111/j.2517-6161.1992.tb01875.x.
+        """
+        return _pseudo_solution(self._z, self._scale, self._vector(vector)).astype(self.dtype)
+
+    def eigenvalues(self, num_largest: int | None = None) -> jax.Array:
+        """The eigenvalues, or the largest of them, ascending, (..., K), at least float32 (op-4).
+
+        Each has a relative accuracy of some ULP, down to the smallest: one iteration by bisection costs O(K C) time, and
+        memory is O(K + C). A class whose probability is 0 or underflows adds an eigenvalue 0. They are differentiable
+        once; among equal ones only the sum of the derivatives has a meaning.
+
+        Args:
+          num_largest: K, from 1 to C; all C of them by default.
+
+        Raises:
+          ValueError: `num_largest` is not from 1 to C.
+
+        Source: Golub 1973, doi:10.1137/1015032.
+        """
+        return self._checked_scale * _eigenvalues(self._z, self._count(num_largest))
+
+    def eigh(self, num_largest: int | None = None) -> tuple[jax.Array, jax.Array]:
+        """The eigenvalues as `eigenvalues`, (..., K), and orthonormal eigenvectors in columns, (..., C, K) (op-4).
+
+        v_j = p_j / (p_j − μ), normalised; equal eigenvalues have some orthonormal basis. The eigenvectors have no
+        derivative here.
+
+        Raises:
+          ValueError: `num_largest` is not from 1 to C.
+          TypeError: it is differentiated.
+
+        Source: Gu and Eisenstat 1995, doi:10.1137/S0895479892241287.
+        """
+        values, vectors = _eigh(self._z, self._count(num_largest))
+        return self._checked_scale * values, vectors.astype(self.dtype)
+
+    def log_pseudo_determinant(self) -> jax.Array:
+        """The sum of the logarithms of the eigenvalues that are not 0, Σ_j log p_j + log C (op-4), (...), at least float32.
+
+        Over the classes whose logit is not −inf; it is 0 where there is one.
+        """
+        z = self._z
+        live = z > -jnp.inf
+        count = live.sum(-1).astype(z.dtype)
+        logs = jnp.where(live | jnp.isnan(z), log_probs(z), 0).sum(-1) + jnp.log(jnp.maximum(count, 1))
+        return logs + jnp.where(count > 1, (count - 1) * jnp.log(self.scale.astype(z.dtype)), 0)
+
+    def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+        """Draws from N(0, J), shape + (..., C): B ξ with ξ standard normal (op-1); each sums to 0.
+
+        Args:
+          key: a key of `jax.random`.
+          shape: how many draws, in front of the axes of the logits.
+        """
+        noise = jax.random.normal(key, (*shape, *self.logits.shape), self._z.dtype)
+        draw = self.root_matvec
+        for _ in shape:
+            draw = jax.vmap(draw)
+        return draw(noise)
+
+    def stored(self) -> "StoredSoftmaxJacobian":
+        """The same with p computed once, (..., C) numbers more, for many products: half the time for each."""
+        at_k = split_at_heaviest(self._z)
+        index = jnp.argmax(at_k.heaviest, axis=-1, keepdims=True)
+        return StoredSoftmaxJacobian(softmax(self._z), index, at_k.complement, self.scale, self.dtype)
+
+    @property
+    def _z(self) -> jax.Array:
+        """The logits in the dtype to compute in."""
+        return self.logits.astype(_checks.compute_dtype(self.logits, self.scale))
+
+    @property
+    def _scale(self) -> jax.Array:
+        """(..., 1), in the dtype to compute in."""
+        return self.scale[..., None].astype(self._z.dtype)
+
+    @property
+    def _checked_scale(self) -> jax.Array:
+        """The scale, (..., 1), or NaN where it is negative."""
+        return jnp.where(self._scale < 0, jnp.nan, self._scale)
+
+    @property
+    def _root_scale(self) -> jax.Array:
+        """√scale, (..., 1), with derivative 0 at 0."""
+        return jnp.where(self._scale == 0, 0, jnp.sqrt(jnp.where(self._scale == 0, 1, self._scale)))
+
+    def _vector(self, vector: ArrayLike) -> jax.Array:
+        v = _checks.as_floating("vector", vector)
+        _checks.same_shape("vector", v, self.logits.shape, "one vector for each row of the logits")
+        return v.astype(self._z.dtype)
+
+    def _count(self, num_largest: int | None) -> int:
+        num_classes = self.shape[-1]
+        if num_largest is None:
+            return num_classes
+        if not 1 <= num_largest <= num_classes:
+            raise ValueError(f"num_largest: expected from 1 to {num_classes}, the number of classes, got {num_largest}; pass None for all of them")
+        return num_largest
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class StoredSoftmaxJacobian(SymmetricOperator):
+    """scale · (diag(p) − p pᵀ) with p computed: `probs` (..., C), where it is largest `heaviest` (..., 1), 1 − p there, `scale` (...)."""
+
+    probs: jax.Array
+    heaviest: jax.Array
+    complement: jax.Array
+    scale: jax.Array
+    result_dtype: jnp.dtype = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., C, C)."""
+        return (*self.probs.shape, self.probs.shape[-1])
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype in which everything with a class axis comes back."""
+        return self.result_dtype
+
+    def matvec(self, vector: ArrayLike) -> jax.Array:
+        """J v, (..., C), for one vector (..., C) a row: p ∘ (v − ⟨p, v⟩).
+
+        Raises:
+          TypeError: `vector` is not of a real floating dtype.
+          ValueError: its shape is not that of the probabilities.
+        """
+        v = _checks.as_floating("vector", vector)
+        _checks.same_shape("vector", v, self.probs.shape, "one vector for each row of the probabilities")
+        product = _stored_product(self.probs, self.heaviest, self.complement, v.astype(self.probs.dtype))
+        return (self.scale[..., None] * product).astype(self.dtype)
+
+    def diagonal(self) -> jax.Array:
+        """p_i (1 − p_i), (..., C)."""
+        complements = jnp.where(_is_at(self.heaviest, self.probs), self.complement, 1 - self.probs)
+        return (self.scale[..., None] * self.probs * complements).astype(self.dtype)
+
+    def trace(self) -> jax.Array:
+        """Σ_i p_i (1 − p_i), (...), at least float32."""
+        return dataclasses.replace(self, result_dtype=self.probs.dtype).diagonal().sum(-1)
+
+    def to_dense(self) -> jax.Array:
+        """The matrices (..., C, C): p_i (1[i=j] − p_j), symmetric to the bit."""
+        wide = dataclasses.replace(self, result_dtype=self.probs.dtype)
+        outer = self.scale[..., None, None] * (self.probs[..., :, None] * self.probs[..., None, :])
+        return jnp.where(jnp.eye(self.shape[-1], dtype=bool), wide.diagonal()[..., None], -outer).astype(self.dtype)
+
+
+# The functions below take logits of the dtype to compute in, at least float32. They are compiled also where the caller is not: a
+# step may meet inf − inf, which no result does, and which would stop a program that debugs NaN.
+
+
+@jax.custom_jvp
+@partial(jax.jit, inline=True)
+def _variances(z: jax.Array) -> jax.Array:
+    """p_i (1 − p_i), (..., C)."""
+    at_k = with_rounded_sum(split_at_heaviest(z))
+    return at_k.exps * (((UNIT - at_k.exps) + at_k.others) / UNIT) * at_k.inverse_square
+
+
+@_variances.defjvp
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+    return _variances(*primals), jacobian_product(*primals, *tangents) * (1 - 2 * softmax(*primals))
+
+
+@jax.custom_jvp
+@partial(jax.jit, inline=True)
+def _products(z: jax.Array) -> jax.Array:
+    """p_i p_j, (..., C, C)."""
+    at_k = with_rounded_sum(split_at_heaviest(z))
+    return at_k.exps[..., :, None] * at_k.exps[..., None, :] * (at_k.inverse_square / UNIT)[..., None]
+
+
+@_products.defjvp
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+    p, dp = softmax(*primals), jacobian_product(*primals, *tangents)
+    half = p[..., :, None] * dp[..., None, :]
+    return _products(*primals), half + half.swapaxes(-1, -2)
+
+
+@jax.custom_jvp
+@partial(jax.jit, inline=True)
+def _frobenius_norm(z: jax.Array) -> jax.Array:
+    """√(Σ_i p_i² (1 − p_i)² + Σ_{i≠j} p_i² p_j²), (...), over 1 − p_k so that no square underflows: with r the others' share of it."""
+    at_k = split_at_heaviest(z)
+    p_k = UNIT * at_k.inverse[..., 0]
+    q = at_k.complement
+    r = at_k.rest / jnp.where(at_k.others > 0, at_k.others, 1)
+    square = (r * r).sum(-1)
+    own = p_k * p_k + (r * r * (1 - q * r) ** 2).sum(-1)
+    pairs = 2 * p_k * p_k * square + q[..., 0] ** 2 * (square * square - (r**4).sum(-1))
+    return q[..., 0] * jnp.sqrt(own + pairs)
+
+
+@_frobenius_norm.defjvp
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+    (z,), (dz,) = primals, tangents
+    norm, p = _frobenius_norm(z), softmax(z)
+    others = jnp.where(split_at_heaviest(z).heaviest, 0, p)
+    square = (others * others).sum(-1, keepdims=True) + jnp.where(p == others, p.max(-1, keepdims=True) ** 2 - p * p, 0)  # Σ_{j≠i} p_j²
+    over_norm = jnp.where(norm > 0, norm, 1)[..., None]
+    weight = p * (_variances(z) / over_norm * (1 - 2 * p) + 2 * p * (square / over_norm))
+    return norm, (weight * deviation(z, dz)).sum(-1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _eigenvalues(z: jax.Array, count: int) -> jax.Array:
+    return _eigh(z, count)[0]
+
+
+@_eigenvalues.defjvp
+def _(count: int, primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+    """dμ = vᵀ dJ v = Σ p ∘ dev(ż) ∘ dev(v)², dev(u) = u − ⟨p, u⟩."""
+    (z,), (dz,) = primals, tangents
+    values, vectors = _eigh(z, count)
+    spread = jax.vmap(lambda v: deviation(z, v), in_axes=-1, out_axes=-1)(vectors) ** 2
+    return values, jnp.einsum("...c,...ck->...k", softmax(z) * deviation(z, dz), spread)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(jax.jit, static_argnums=1)
+def _eigh(z: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    at_k = split_at_heaviest(z)
+    lift = 2.0**60  # so that the differences of small probabilities do not underflow
+    values, vectors = eigenpairs(at_k.exps * lift, count)
+    return values / lift * at_k.inverse, vectors
+
+
+@_eigh.defjvp
+def _(count: int, primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+    raise TypeError("eigh: expected no derivative of eigenvectors, got one asked for; differentiate eigenvalues(), once")
+
+
+def _solve(z: jax.Array, scale: jax.Array, damping: jax.Array, v: jax.Array) -> jax.Array:
+    """(scale · J + λI)⁻¹ v: v/(p + λ) + b c/λ, with scale · p for p."""
+    p = jnp.where(scale < 0, jnp.nan, scale) * split_at_heaviest(z).probs
+    shifted = p + jnp.where(damping > 0, damping, jnp.nan)
+    b = p / shifted
+    total = b.sum(-1, keepdims=True)
+    return v / shifted + b * ((b * v).sum(-1, keepdims=True) / jnp.where(total > 0, total, 1) / damping)
+
+
+def _pseudo_solve(z: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
+    """(scale · J)⁺ v = Π diag(1/p) Π v / scale; Π twice first, as the first mean of a large common offset is rounded."""
+    p = split_at_heaviest(z).probs
+    live = ~(p < jnp.finfo(p.dtype).tiny)
+    count = jnp.maximum(live.sum(-1, keepdims=True), 1).astype(p.dtype)
+    centred = lambda x: jnp.where(live, x - jnp.where(live, x, 0).sum(-1, keepdims=True) / count, 0)
+    return jnp.where(scale == 0, 0, centred(centred(centred(v)) / jnp.where(live, p, 1)) / jnp.where(scale == 0, 1, scale))
+
+
+def _multiply(p: jax.Array, k: jax.Array, complement: jax.Array, v: jax.Array) -> jax.Array:
+    """p ∘ (v − ⟨p, v⟩), about the rounded ⟨p, v⟩ so that no common offset is left; at k, (1 − p_k) v_k − Σ_{j≠k} p_j v_j."""
+    at_k = _is_at(k, p)
+    u = v - (p * v).sum(-1, keepdims=True)
+    others = jnp.where(at_k, 0, p * u).sum(-1, keepdims=True)
+    u_k, p_k = (jnp.take_along_axis(x, k, -1) for x in (u, p))
+    return p * (jnp.where(at_k, complement * u, u - p_k * u_k) - others)
+
+
+def _is_at(index: jax.Array, like: jax.Array) -> jax.Array:
+    """True at an index (..., 1) of the last axis, (..., C)."""
+    return lax.broadcasted_iota(index.dtype, like.shape, like.ndim - 1) == index
+
+
+def _root(z: jax.Array, v: jax.Array) -> jax.Array:
+    """√p ∘ v − p ⟨√p, v⟩; at the heaviest class (1 − p_k) v_k − √p_k Σ_{j≠k} √p_j v_j, times √p_k."""
+    at_k = split_at_heaviest(z)
+    s = _root_probs(z)
+    rest = jnp.where(at_k.heaviest, 0, s * v).sum(-1, keepdims=True)
+    return s * jnp.where(at_k.heaviest, at_k.complement * v - s * rest, v - s * (s * v).sum(-1, keepdims=True))
+
+
+def _root_transpose(z: jax.Array, v: jax.Array) -> jax.Array:
+    """√p ∘ (v − ⟨p, v⟩)."""
+    return _root_probs(z) * deviation(z, v)
+
+
+def _root_probs(z: jax.Array) -> jax.Array:
+    """√p, also where p underflows: e^{(z − z_k)/2} / √(1 + s)."""
+    at_k = split_at_heaviest(z)
+    half, _, _ = exp_shifted(z, at_k.top, 2.0)
+    return half / UNIT * jnp.sqrt(reciprocal_of_sum(jnp.ones_like(at_k.others), at_k.others / UNIT)[0])
+
+
+_solution = LinearMap("softmax_jacobian_solution", _solve)  # (scale · J + λI)⁻¹ v, scale and λ (..., 1)
+_pseudo_solution = LinearMap("softmax_jacobian_pseudo_solution", _pseudo_solve)  # (scale · J)⁺ v, scale (..., 1)
+_root_product = LinearMap("softmax_jacobian_root", _root)  # B v
+_root_transpose_product = LinearMap("softmax_jacobian_root_transpose", _root_transpose)  # Bᵀ v
+
+
+def _derivative_in_logits(z: jax.Array, scale: jax.Array, x: jax.Array, dz: jax.Array) -> jax.Array:
+    """scale · (dJ along ż) x."""
+    return scaled_jacobian_product(z, scale, deviation(z, x) * deviation(z, dz))
+
+
+_stored_product = LinearMap("stored_softmax_jacobian_product", _multiply)  # J v from p
+
+_stored_product.derive(
+    transpose=_stored_product,
+    in_r=(
+        lambda p, k, q, v, dp: dp * (v - (p * v).sum(-1, keepdims=True)) - p * (dp * v).sum(-1, keepdims=True),
+        lambda p, k, q, v, dk: jnp.zeros_like(v),
+        lambda p, k, q, v, dq: jnp.zeros_like(v),  # 1 − p_k moves with p
+    ),
+)
+_solution.derive(
+    transpose=_solution,
+    in_r=(
+        lambda z, scale, λ, v, dz: -_solution(z, scale, λ, _derivative_in_logits(z, scale, _solution(z, scale, λ, v), dz)),
+        lambda z, scale, λ, v, dscale: -dscale * _solution(z, scale, λ, jacobian_product(z, _solution(z, scale, λ, v))),
+        lambda z, scale, λ, v, dλ: -dλ * _solution(z, scale, λ, _solution(z, scale, λ, v)),
+    ),
+)
+_pseudo_solution.derive(
+    transpose=_pseudo_solution,
+    in_r=(
+        lambda z, scale, v, dz: -_pseudo_solution(z, scale, _derivative_in_logits(z, scale, _pseudo_solution(z, scale, v), dz)),
+        lambda z, scale, v, dscale: -dscale * _pseudo_solution(z, scale, v) / scale,
+    ),
+)
+_root_product.derive(
+    transpose=_root_transpose_product,
+    in_r=(lambda z, v, dz: _root_product(z, deviation(z, dz) * v / 2) - jacobian_product(z, dz) * (_root_probs(z) * v).sum(-1, keepdims=True),),
+)
+_root_transpose_product.derive(
+    transpose=_root_product,
+    in_r=(lambda z, v, dz: deviation(z, dz) * _root_transpose_product(z, v) / 2 - _root_probs(z) * (jacobian_product(z, dz) * v).sum(-1, keepdims=True),),
+)
