@@ -4,10 +4,13 @@ The same lines serve both: NumPy does arithmetic on arrays of mpmath numbers. Wi
 formula is exact however much it cancels: 1 − p needs as many as p has nines.
 """
 
+from collections.abc import Callable
+
 import mpmath
 import numpy as np
 
 Array = np.ndarray
+DAMPING = 0.0078125  # of the linear systems: 1/128, which every dtype holds
 
 
 def to_mpmath(x: Array) -> Array:
@@ -60,6 +63,44 @@ def jacobian_product(z: Array, v: Array) -> Array:
     """softmax-3: J v, (..., C)."""
     p = softmax(z)
     return p * (v - (p * v).sum(-1, keepdims=True))
+
+
+def pseudo_solution(z: Array, v: Array) -> Array:
+    """op-2: J⁺ v for a null space of ones, (J + 1 1ᵀ/C)⁻¹ v less the mean of v, (..., C), in mpmath whatever comes in."""
+    with mpmath.workdps(max(mpmath.mp.dps, 120)):
+        return _each(lambda j, v: _solve(j + np.full_like(j, mpmath.mpf(1) / len(v)), v) - v.sum() / len(v), softmax_jacobian(to_mpmath(z)), to_mpmath(v))
+
+
+def pseudo_solution_scale(z: Array, v: Array) -> Array:
+    """|v_j − mean v| / p_j and the mean of that, (..., C)."""
+    size = np.abs(v - v.mean(-1, keepdims=True)) / softmax(z)
+    return size + size.mean(-1, keepdims=True)
+
+
+def damped_solution(z: Array, v: Array) -> Array:
+    """op-3: (J + λI)⁻¹ v by elimination, (..., C)."""
+    return _each(lambda j, v: _solve(j + np.eye(len(j), dtype=int) * DAMPING, v), softmax_jacobian(z), v)
+
+
+def damped_solution_scale(z: Array, v: Array) -> Array:
+    """(J + λI)⁻¹ |v|, (..., C): the inverse has no negative entry."""
+    return damped_solution(z, np.abs(v))
+
+
+def eigenvalues(z: Array) -> Array:
+    """op-4, (..., C) ascending, by QR steps in mpmath whatever comes in: float64 has no digits of the small ones."""
+    with mpmath.workdps(max(mpmath.mp.dps, 120)):
+        return _each(lambda j: np.array(sorted(mpmath.eigsy(mpmath.matrix(j.tolist()), eigvals_only=True))), softmax_jacobian(to_mpmath(z)))
+
+
+def _each(function: Callable[..., Array], *arrays: Array) -> Array:
+    return np.stack([function(*rows) for rows in zip(*arrays, strict=True)])
+
+
+def _solve(matrix: Array, v: Array) -> Array:
+    if matrix.dtype != object:
+        return np.linalg.solve(matrix, v)
+    return np.array(list(mpmath.lu_solve(mpmath.matrix(matrix.tolist()), mpmath.matrix(v.tolist()))))
 
 
 def cross_entropy(z: Array, y: Array) -> Array:

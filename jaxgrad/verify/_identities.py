@@ -12,7 +12,8 @@ from jaxgrad.verify import _arbiter as exact
 from jaxgrad.verify import _definitions as plain
 from jaxgrad.verify._divergence_identities import divergence_identities
 from jaxgrad.verify._identity import Identity
-from jaxgrad.verify._routes import chain_gradient, head_loss, network_gradient, one_pass, pairwise_scale
+from jaxgrad.verify._operator_identities import operator_identities
+from jaxgrad.verify._routes import chain_gradient, head_loss, keeps_probs, network_gradient, one_pass, pairwise_scale
 from jaxgrad.verify._suites import Examples, feature_fn
 
 Array = np.ndarray
@@ -88,7 +89,7 @@ def identities() -> list[Identity]:
             public=_by_probs,
             arbiter=lambda z, y: -y / exact.softmax(z),
             bound=4,
-            applies=_keeps_probs,
+            applies=keeps_probs,
         ),
         Identity(
             "ce-3",
@@ -197,6 +198,7 @@ def identities() -> list[Identity]:
             over_batch=True,
             of_chain=True,
         ),
+        *operator_identities(),
         *divergence_identities(),
     ]
 
@@ -204,12 +206,6 @@ def identities() -> list[Identity]:
 def _keeps_tails(examples: Examples) -> Array:
     """Real rows small enough for 1 − σ(z) to have digits, and to lose no more than 9 bits: within 6 of 0."""
     return (examples.suite != "stress") & (examples.size <= min(6, -0.375 * np.log(float(jnp.finfo(examples.logits.dtype).eps))))
-
-
-def _keeps_probs(examples: Examples) -> Array:
-    """Rows in which no probability underflows: a range of 80 nats in float32."""
-    spread = np.ptp(examples.logits.astype(np.float64), axis=-1)
-    return np.nan_to_num(spread, nan=np.inf) <= -0.92 * np.log(float(jnp.finfo(examples.logits.dtype).tiny))
 
 
 def _by_probs(z: jax.Array, y: jax.Array) -> jax.Array:
