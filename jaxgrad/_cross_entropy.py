@@ -16,7 +16,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._exponentials import UNIT, exp_shifted, split_at_heaviest
+from jaxgrad._exponentials import UNIT, exp_shifted, rounded_sum, split_at_heaviest, with_rounded_sum
 from jaxgrad._linear import Arrays, unless_zero
 from jaxgrad._softmax import deviation_transpose, jacobian_product, log_probs, scaled_jacobian_product, softmax, zero_sum_product
 from jaxgrad._softmax_jacobian import SoftmaxJacobian
@@ -246,9 +246,9 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 @jax.custom_jvp
 @partial(jax.jit, inline=True)
 def _entropy(z: jax.Array) -> jax.Array:
-    at_k = split_at_heaviest(z)
-    surprise = jnp.where(at_k.exps == 0, 0, at_k.exps * jnp.abs(log_probs(z)))
-    return surprise.sum(-1) * at_k.inverse[..., 0]
+    at_k = with_rounded_sum(split_at_heaviest(z))
+    surprise = jnp.where(at_k.exps == 0, 0, at_k.exps * jnp.abs(at_k.shifted + (at_k.shifted_tail - at_k.log_sum)))
+    return (rounded_sum(surprise) * at_k.inverse)[..., 0]
 
 
 @_entropy.defjvp

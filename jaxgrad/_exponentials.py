@@ -60,13 +60,20 @@ class Split(NamedTuple):
 
 
 def with_rounded_sum(at_k: Split) -> Split:
-    """The same with `others` rounded once: multiples of UNIT/4096 add up exactly, and what they leave is small.
+    """The same with `others` rounded once: for what takes the error of the sum more than once, and can afford another pass."""
+    return at_k._replace(others=rounded_sum(at_k.rest))
 
-    For matrices, whose entries take the error of the sum twice, and beside which another pass costs nothing.
+
+def rounded_sum(x: jax.Array) -> jax.Array:
+    """Σx over the last axis for x >= 0, (..., 1), rounded little more than once.
+
+    The multiples of a power of two that hold the leading digits add up exactly, and what they leave is small.
     """
-    grid = UNIT / 4096
-    coarse = jnp.round(at_k.rest / grid) * grid
-    return at_k._replace(others=coarse.sum(-1, keepdims=True) + (at_k.rest - coarse).sum(-1, keepdims=True))
+    info = jnp.finfo(x.dtype)
+    _, exponent = jnp.frexp(x.max(-1, keepdims=True) * x.shape[-1])
+    grid = jnp.ldexp(jnp.ones_like(x[..., :1]), jnp.maximum(exponent - 1 - info.nmant, info.minexp))
+    coarse = jnp.round(x / grid) * grid
+    return coarse.sum(-1, keepdims=True) + (x - coarse).sum(-1, keepdims=True)
 
 
 def reciprocal_of_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
