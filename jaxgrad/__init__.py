@@ -15,6 +15,12 @@ from jaxgrad._binary_cross_entropy import binary_cross_entropy_hessian as binary
 from jaxgrad._centred_diagonal import CentredDiagonal as CentredDiagonal
 from jaxgrad._chain import ChainGradients as ChainGradients
 from jaxgrad._chain import chain_gradients as chain_gradients
+from jaxgrad._chain_hessian import ChainGaussNewton as ChainGaussNewton
+from jaxgrad._chain_hessian import ChainHessian as ChainHessian
+from jaxgrad._chain_hessian import ChainResidual as ChainResidual
+from jaxgrad._chain_hessian import FeatureHessian as FeatureHessian
+from jaxgrad._chain_hessian import InputHessian as InputHessian
+from jaxgrad._chain_hessian import chain_hessian as chain_hessian
 from jaxgrad._checks import validate as validate
 from jaxgrad._cross_entropy import cross_entropy as cross_entropy
 from jaxgrad._cross_entropy import cross_entropy_grad as cross_entropy_grad
@@ -31,6 +37,8 @@ from jaxgrad._divergences import nats_to_bits as nats_to_bits
 from jaxgrad._gaussian_kl import gaussian_kl as gaussian_kl
 from jaxgrad._gaussian_kl import gaussian_kl_grad as gaussian_kl_grad
 from jaxgrad._gaussian_kl import gaussian_kl_hessian as gaussian_kl_hessian
+from jaxgrad._head_hessian import HeadHessian as HeadHessian
+from jaxgrad._head_hessian import head_hessian as head_hessian
 from jaxgrad._model_divergences import forward_kl as forward_kl
 from jaxgrad._model_divergences import forward_kl_grad as forward_kl_grad
 from jaxgrad._model_divergences import forward_kl_hessian as forward_kl_hessian
@@ -39,6 +47,9 @@ from jaxgrad._model_divergences import reverse_kl_grad as reverse_kl_grad
 from jaxgrad._model_divergences import reverse_kl_hessian as reverse_kl_hessian
 from jaxgrad._operators import Diagonal as Diagonal
 from jaxgrad._operators import PairHessian as PairHessian
+from jaxgrad._per_example import PerExampleGradients as PerExampleGradients
+from jaxgrad._per_example import per_example_gradient_norms as per_example_gradient_norms
+from jaxgrad._per_example import per_example_gradients as per_example_gradients
 from jaxgrad._probability_divergences import generalized_kl_divergence as generalized_kl_divergence
 from jaxgrad._probability_divergences import generalized_kl_divergence_grad as generalized_kl_divergence_grad
 from jaxgrad._probability_divergences import generalized_kl_divergence_hessian as generalized_kl_divergence_hessian
