@@ -8,14 +8,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxgrad._chain import HeadLink, example_weights, head_link, sum_of_outer_products, with_one_for_bias
 from jaxgrad._cross_entropy import cross_entropy_hessian
 from jaxgrad._pytree_operators import PytreeOperator
-from jaxgrad._softmax import SoftmaxJacobian, softmax
+from jaxgrad._softmax import SoftmaxJacobian
 
-NARROW = 128  # columns of a matrix product that are not worth splitting
+FEATURES_AT_ONCE = 8  # more would not stay in the cache
 
 
 def head_hessian(
@@ -85,25 +86,23 @@ class HeadHessian(PytreeOperator):
         return (self.jacobian.trace() * (e * e).sum(-1)).sum()
 
     def to_dense(self) -> jax.Array:
-        """The matrix (P, P), P = C·d or C·d + C: by one product of arrays (N, C·d), halved by its symmetry.
+        """The matrix (P, P), at least float32, symmetric to the bit: P = C·d, or C·d + C with a bias.
 
-        Between classes it is −Σ_n w_n (p_i e)(p_j e)ᵀ; in one class Σ_n w_n p_i (1 − p_i) e eᵀ, without the cancellation
-        of the difference.
+        Each pair of classes is computed once, and a few features at a time with all the others.
         """
-        e = with_one_for_bias(self.features, self._has_bias)
-        per_row = (e, softmax(self.jacobian.logits), self.jacobian.diagonal(), self.jacobian.scale[..., None])
-        e, p, variances, scale = (x.reshape(-1, x.shape[-1]) for x in per_row)
-        size, num_classes = e.shape[-1], p.shape[-1]
-        rows = (p[:, :, None] * e[:, None]).reshape(-1, num_classes * size)
-        between = symmetric_product(rows, -scale * rows).reshape(num_classes, size, num_classes, size)
-        within = jnp.einsum("nca,nb->cab", variances[:, :, None] * e[:, None], e)
-        within = (within + within.swapaxes(-1, -2)) / 2
-        same_class = jnp.eye(num_classes, dtype=bool)[:, None, :, None]
-        dense = jnp.where(same_class, within[:, :, None], between).reshape(num_classes * size, -1)
+        e, j = (x.reshape(-1, *x.shape[self.features.ndim - 1 :]) for x in (with_one_for_bias(self.features, self._has_bias), self.jacobian.to_dense()))
+        num_classes, size = j.shape[-1], e.shape[-1]
+        first, second = np.triu_indices(num_classes)
+        number = np.zeros((num_classes, num_classes), int)
+        number[first, second] = number[second, first] = np.arange(len(first))
+        pairs = j[:, first, second].T
+        by_feature = jax.lax.map(lambda column: jnp.matmul(pairs * column[None], e), e.T, batch_size=FEATURES_AT_ONCE)  # (d, pairs, d)
+        dense = by_feature[:, number].transpose(1, 0, 2, 3).reshape(num_classes * size, num_classes * size)
+        dense = (dense + dense.T) / 2
         if not self._has_bias:
             return dense
-        places = jnp.arange(num_classes * size).reshape(num_classes, size)
-        order = jnp.concatenate([places[:, :-1].ravel(), places[:, -1]])
+        places = np.arange(num_classes * size).reshape(num_classes, size)
+        order = np.concatenate([places[:, :-1].ravel(), places[:, -1]])
         return dense[order[:, None], order[None]]
 
     @property
@@ -127,14 +126,3 @@ def logits_along(of_head: tuple[jax.Array, ...], e: jax.Array) -> jax.Array:
     """Ẇ e + ḃ, (..., C), for (Ẇ,) or (Ẇ, ḃ)."""
     along = jnp.matmul(e, of_head[0].astype(e.dtype).T)
     return along if len(of_head) == 1 else along + jnp.broadcast_to(of_head[1].astype(e.dtype), along.shape)
-
-
-def symmetric_product(x: jax.Array, y: jax.Array, depth: int = 3) -> jax.Array:
-    """xᵀ y, (P, P), of arrays (N, P) for which it is symmetric: blocks below the diagonal are mirrored, not computed."""
-    half = x.shape[-1] // 2
-    if depth == 0 or x.shape[-1] <= NARROW:
-        square = jnp.matmul(x.T, y)
-        return (square + square.T) / 2
-    above = jnp.matmul(x[:, :half].T, y[:, half:])
-    first, last = (symmetric_product(x[:, part], y[:, part], depth - 1) for part in (slice(None, half), slice(half, None)))
-    return jnp.block([[first, above], [above.T, last]])

@@ -190,7 +190,8 @@ def per_example_gradient_norms(
     if e.ndim < 2 or any(jnp.shape(x)[:1] != e.shape[:1] for x in jax.tree.leaves(inputs)):
         shapes = ", ".join(str(jnp.shape(x)) for x in jax.tree.leaves(inputs))
         raise ValueError(f"inputs: expected leaves (N, ...) for features (N, ..., d) = {e.shape}, got {shapes}; give them a leading axis of examples")
-    by_features = jnp.matmul(gradients.residuals, jnp.asarray(head).astype(gradients.residuals.dtype)).astype(e.dtype)
+    by_features = jnp.matmul(gradients.residuals, jnp.asarray(head).astype(gradients.residuals.dtype))
+    direction, size = _scaled(by_features)  # the gradient is linear in it, and its square may underflow
 
     def norms_of_one(example: tuple[Any, jax.Array]) -> jax.Array:
         x, by_e = example
@@ -199,16 +200,16 @@ def per_example_gradient_norms(
         one_row = lambda chosen: _tree_norm(pull_back((chosen[:, None] * rows).reshape(1, *by_e.shape))[0])
         return jax.vmap(one_row)(jnp.eye(len(rows), dtype=rows.dtype)).reshape(by_e.shape[:-1])
 
-    examples = (inputs, by_features)
+    examples = (inputs, direction.astype(e.dtype))
     by_params = jax.vmap(norms_of_one)(examples) if batch_size is None else lax.map(norms_of_one, examples, batch_size=batch_size)
-    return jnp.hypot(gradients.norms(), by_params.astype(gradients.residuals.dtype))
+    return jnp.hypot(gradients.norms(), size * by_params.astype(size.dtype))
 
 
 def _tree_norm(tree: Any) -> jax.Array:
-    """‖·‖ of all leaves together, (); a leaf that has no derivative has none."""
+    """‖·‖ of all leaves together, (), at least float32; a leaf that has no derivative has none."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.dtype != jax.dtypes.float0]
     wide = _checks.compute_dtype(*leaves)
-    return _norms(jnp.stack([_norms(leaf.astype(wide).ravel()) for leaf in leaves]) if leaves else jnp.zeros(1, wide))
+    return jnp.sqrt(sum((jnp.square(leaf.astype(wide)).sum() for leaf in leaves), start=jnp.zeros((), wide)))
 
 
 def _norms(x: jax.Array) -> jax.Array:

@@ -34,9 +34,10 @@ def tanh(x: Array) -> Array:
 
 
 def norm(x: Array) -> Array:
-    """‖x‖ over the last axis, of either kind, (...)."""
-    square = (x * x).sum(-1)
-    return np.frompyfunc(mpmath.sqrt, 1, 1)(square) if square.dtype == object else np.sqrt(square)
+    """‖x‖ over the last axis, of either kind, (...); float64 could not hold the square of what it can hold."""
+    size = np.abs(x).max(-1, keepdims=True)
+    square = ((x / np.where(size == 0, 1, size)) ** 2).sum(-1)
+    return size[..., 0] * (np.frompyfunc(mpmath.sqrt, 1, 1)(square) if square.dtype == object else np.sqrt(square))
 
 
 def softmax(z: Array) -> Array:
