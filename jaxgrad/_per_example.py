@@ -7,6 +7,7 @@ With a bias its gradient r_n belongs to them, as if each e_n had one more entry,
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +94,7 @@ class PerExampleGradients:
         return self._products(other, lambda x, y: jnp.matmul(flat(x), flat(y).T), lambda a, b: jnp.outer(a.ravel(), b.ravel()))
 
     def weighted_sum(self, weights: ArrayLike) -> Any:
-        """Σ_n w_n g_n with `weights` (...): the gradient of the weighted loss; (C, d), or with a bias a pair.
+        """Σ_n w_n g_n with `weights` (...), finite: the gradient of the weighted loss; (C, d), or with a bias a pair.
 
         Raises:
           TypeError: `weights` is not of a real floating dtype.
@@ -115,13 +116,15 @@ class PerExampleGradients:
         Source: Abadi et al. 2016, doi:10.1145/2976749.2978318.
         """
         if isinstance(max_norm, int | float):
-            if not max_norm > 0:
-                raise ValueError(f"max_norm: expected a positive number, got {max_norm}; use weighted_sum for no bound at all")
+            if not 0 < max_norm < math.inf:
+                raise ValueError(f"max_norm: expected a positive finite number, got {max_norm}; use weighted_sum for no bound at all")
             max_norm = float(max_norm)
         c = _checks.as_floating("max_norm", max_norm).astype(self.residuals.dtype)
         _checks.same_shape("max_norm", c, (), "one bound for all examples")
         r, e = _norms(self.residuals), _norms(with_one_for_bias(self.features, self.has_bias))
-        factor = jnp.where(r * e > c, c / r / e, 1)  # c / r cannot overflow there, as c < r e
+        clipped = r * e > c
+        c, r, e = (jnp.where(clipped, x, 1) for x in (c, r, e))
+        factor = c / r / e  # c / r cannot overflow, as c < r e
         return self.weighted_sum(factor if weights is None else self._as_weights(weights) * factor)
 
     def to_dense(self) -> Any:
@@ -141,7 +144,7 @@ class PerExampleGradients:
         return w.astype(self.residuals.dtype)
 
     def _check_same_head(self, other: "PerExampleGradients") -> None:
-        (mine, theirs) = ((g.residuals.shape[-1], g.features.shape[-1], g.has_bias) for g in (self, other))
+        mine, theirs = ((g.residuals.shape[-1], g.features.shape[-1], g.has_bias) for g in (self, other))
         if mine != theirs:
             raise ValueError(f"other: expected gradients of a head with (C, d, has_bias) = {mine}, got {theirs}; take both of the same head")
 
