@@ -6,12 +6,13 @@
     ∂L/∂e = Wᵀ (p − y)       chain-1      ∂L/∂θ = (∂e/∂θ)ᵀ Wᵀ (p − y)      chain-4
     ∂L/∂x = (∂e/∂x)ᵀ Wᵀ (p − y)           chain-2
 
-For a batch, L is Σ_n w_n ℓ_n, with the weights w_n = 1/N unless they are given.
+For a batch, L is Σ_n w_n ℓ_n, with the weights w_n = 1/N unless they are given, N the number of examples that count.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ def chain_gradients(
     *,
     bias: ArrayLike | None = None,
     weights: ArrayLike | None = None,
+    where: ArrayLike | None = None,
 ) -> ChainGradients:
     """Every gradient of the chain x → e → z → p → L, with one forward and one backward pass through `feature_fn`.
 
@@ -60,7 +62,9 @@ def chain_gradients(
       inputs: x, any pytree: one example or a batch, as `feature_fn` takes it.
       targets: class ids (...) or distributions (..., C).
       bias: b, (C,), floating.
-      weights: w, (...), floating; 1/N for each of the N examples by default, so that L is the mean.
+      weights: w, (...), floating; 1/N for each of the N examples that count by default, so that L is the mean.
+      where: (...), boolean; an example where it is False has loss and gradients 0, and its features, target and weight
+        are not looked at. Its inputs go through `feature_fn` all the same: pad with ones whose derivative is finite.
 
     Returns:
       A `ChainGradients` with the fields `loss`, `logits`, `features`, `inputs`, `head`, `bias`, `params`.
@@ -72,38 +76,76 @@ def chain_gradients(
 
     Source: Rumelhart, Hinton and Williams 1986, doi:10.1038/323533a0.
     """
-    head = _checks.as_floating("head", head)
     e, pull_back = jax.vjp(feature_fn, params, inputs)
-    e = _checks.as_floating("feature_fn(params, inputs)", e)
-    if head.ndim != 2 or e.ndim == 0 or e.shape[-1] != head.shape[-1]:
-        raise ValueError(f"head: expected shape (C, d) for features of shape (..., d) = {e.shape}, got {head.shape}; transpose it if it is (d, C)")
-    wide = _checks.compute_dtype(e, head)
-    z = jnp.matmul(e.astype(wide), head.astype(wide).T)
-    if bias is not None:
-        bias = _checks.as_floating("bias", bias)
-        _checks.same_shape("bias", bias, head.shape[:1], "one for each class")
-        z = z + jnp.broadcast_to(bias.astype(wide), z.shape)
-
-    loss = cross_entropy(z, targets)
-    if weights is None:
-        w = jnp.full(loss.shape, 1 / max(loss.size, 1), wide)
-    else:
-        w = _checks.as_floating("weights", weights)
-        _checks.same_shape("weights", w, loss.shape, "one for each example")
-    r = w.astype(wide)[..., None] * cross_entropy_grad(z, targets)
-    by_features = jnp.matmul(r, head.astype(wide)).astype(e.dtype)
-    rows = r.reshape(-1, r.shape[-1])
-    by_head = jnp.matmul(rows.T, e.astype(wide).reshape(-1, e.shape[-1]))
+    link = head_link("feature_fn(params, inputs)", e, head, bias, where)
+    w = example_weights(weights, link)
+    r = w[..., None] * cross_entropy_grad(link.logits, targets, where=where)
+    by_features = jnp.matmul(r, link.head).astype(e.dtype)
+    by_head, by_bias = sum_of_outer_products(r, link.features)
     by_params, by_inputs = (jax.tree.map(_or_none, x) for x in pull_back(by_features))
     return ChainGradients(
-        loss=loss,
+        loss=cross_entropy(link.logits, targets, where=where),
         logits=r,
         features=by_features,
         inputs=by_inputs,
-        head=by_head.astype(head.dtype),
-        bias=None if bias is None else rows.sum(0).astype(bias.dtype),
+        head=by_head.astype(jnp.asarray(head).dtype),
+        bias=None if bias is None else by_bias.astype(jnp.asarray(bias).dtype),
         params=by_params,
     )
+
+
+class HeadLink(NamedTuple):
+    """What links features to logits, checked, in the dtype to compute in; features are 0 where an example is masked."""
+
+    features: jax.Array  # (..., d)
+    head: jax.Array  # (C, d)
+    logits: jax.Array  # (..., C): W e + b
+    where: jax.Array | None  # (...)
+
+
+def head_link(name: str, features: ArrayLike, head: ArrayLike, bias: ArrayLike | None, where: ArrayLike | None) -> HeadLink:
+    """The logits W e + b of features (..., d), which `name` is the name of."""
+    e, w = _checks.as_floating(name, features), _checks.as_floating("head", head)
+    if w.ndim != 2 or e.ndim == 0 or e.shape[-1] != w.shape[-1]:
+        raise ValueError(f"head: expected shape (C, d) for features of shape (..., d) = {e.shape}, got {w.shape}; transpose it if it is (d, C)")
+    wide = _checks.compute_dtype(e, w)
+    e, w = e.astype(wide), w.astype(wide)
+    where = None if where is None else _checks.as_mask("where", where, e.shape[:-1])
+    e = mask_features(e, where)
+    z = jnp.matmul(e, w.T)
+    if bias is not None:
+        b = _checks.as_floating("bias", bias)
+        _checks.same_shape("bias", b, w.shape[:1], "one for each class")
+        z = z + jnp.broadcast_to(b.astype(wide), z.shape)
+    return HeadLink(e, w, z, where)
+
+
+def mask_features(e: jax.Array, where: jax.Array | None) -> jax.Array:
+    """Features (..., d), 0 where an example is masked."""
+    return e if where is None else jnp.where(where[..., None], e, 0)
+
+
+def with_one_for_bias(e: jax.Array, has_bias: bool) -> jax.Array:
+    """Features (..., d), or with a bias (..., d + 1) with a last entry of 1, whose weights are the bias."""
+    return jnp.concatenate([e, jnp.ones((*e.shape[:-1], 1), e.dtype)], axis=-1) if has_bias else e
+
+
+def example_weights(weights: ArrayLike | None, link: HeadLink) -> jax.Array:
+    """The weights (...), 0 where an example is masked; by default 1/N for each of the N others."""
+    shape, wide, where = link.logits.shape[:-1], link.logits.dtype, link.where
+    if weights is None:
+        count = jnp.asarray(math.prod(shape)) if where is None else where.sum()
+        w = jnp.full(shape, 1 / jnp.maximum(count, 1).astype(wide))
+    else:
+        w = _checks.as_floating("weights", weights)
+        _checks.same_shape("weights", w, shape, "one for each example")
+    return w.astype(wide) if where is None else jnp.where(where, w.astype(wide), 0)
+
+
+def sum_of_outer_products(r: jax.Array, e: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Σ_n r_n e_nᵀ, (C, d), and Σ_n r_n, (C,): what vectors (..., C) in the logits are in the head and the bias."""
+    rows = r.reshape(-1, r.shape[-1])
+    return jnp.matmul(rows.T, e.reshape(-1, e.shape[-1])), rows.sum(0)
 
 
 def _or_none(derivative: jax.Array) -> jax.Array | None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import jaxgrad as jg
 
@@ -105,12 +106,42 @@ def test_a_confident_example_keeps_its_gradient():
     np.testing.assert_allclose(g.head, [[-30 * p], [30 * p]], rtol=5e-7)
 
 
+@pytest.mark.parametrize(("soft", "weighted"), [(False, False), (True, True)])
+def test_a_masked_example_is_inert(soft, weighted):
+    """Its target out of range, its weight and its logits NaN: the gradients are those of the other examples alone."""
+    params, inputs, targets = make((6,))
+    targets = jax.nn.softmax(jax.random.normal(KEYS[7], (6, 3), jnp.float32)) if soft else targets
+    weights = jax.random.uniform(KEYS[7], (6,), jnp.float32) if weighted else None
+    where = jnp.array([True, True, False, True, False, True])
+    kept = lambda x: None if x is None else x[where]
+    expected = jg.chain_gradients(tanh_features, params, HEAD, jax.tree.map(kept, inputs), kept(targets), bias=BIAS, weights=kept(weights))
+
+    spoilt = lambda x, value: None if x is None else jnp.where(where[(..., *[None] * (x.ndim - 1))], x, jnp.asarray(value, x.dtype))
+    features = lambda params, inputs: spoilt(tanh_features(params, inputs), jnp.nan)
+    chain = jax.jit(lambda inputs, targets, weights: jg.chain_gradients(features, params, HEAD, inputs, targets, bias=BIAS, weights=weights, where=where))
+    g = chain(inputs, spoilt(targets, jnp.nan if soft else 99), spoilt(weights, jnp.nan))
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
+    jax.tree.map(close, (g.params, g.head, g.bias), (expected.params, expected.head, expected.bias))
+    by_example, of_others = ((g.loss, g.logits, g.features, g.inputs["x"]) for g in (g, expected))
+    jax.tree.map(lambda a, b: close(a[where], b), by_example, of_others)
+    assert not any(np.any(x[~where]) for x in by_example)
+
+
+def test_without_examples_that_count_all_is_zero():
+    params, inputs, targets = make((6,))
+    g = jg.chain_gradients(tanh_features, params, HEAD, inputs, targets, bias=BIAS, where=jnp.zeros(6, bool))
+    assert not any(np.any(x) for x in jax.tree.leaves(g))
+
+
 def test_flax_and_equinox_models_are_feature_functions():
     x, y = jax.random.normal(KEYS[4], (6, 5), jnp.float32), jnp.zeros(6, jnp.int32)
     dense = nn.Dense(4, param_dtype=jnp.float32)
     params = dense.init(KEYS[2], x)
     by_flax = jg.chain_gradients(dense.apply, params, HEAD, x, y)
     assert jax.tree.structure(by_flax.params) == jax.tree.structure(params)
+    graph, state = nnx.split(nnx.Linear(5, 4, param_dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    by_nnx = jg.chain_gradients(lambda state, x: nnx.merge(graph, state)(x), state, HEAD, x, y)
+    assert jax.tree.structure(by_nnx.params) == jax.tree.structure(state)
     linear = eqx.nn.Linear(5, 4, key=KEYS[2], dtype=jnp.float32)
     arrays, static = eqx.partition(linear, eqx.is_inexact_array)
     by_equinox = jg.chain_gradients(lambda arrays, x: jax.vmap(eqx.combine(arrays, static))(x), arrays, HEAD, x, y)
@@ -124,6 +155,8 @@ def test_flax_and_equinox_models_are_feature_functions():
         ({"bias": jnp.zeros(4, jnp.float32)}, ValueError, r"bias: expected shape \(3,\) .*got \(4,\)"),
         ({"weights": jnp.ones((1,), jnp.float32)}, ValueError, r"weights: expected shape \(6,\) .*got \(1,\); pass jnp.broadcast_to"),
         ({"weights": jnp.ones((6,), jnp.int32)}, TypeError, r"weights: expected a real floating dtype, got int32"),
+        ({"where": jnp.ones((6,), jnp.int32)}, TypeError, r"where: expected booleans, True for the examples that count, got int32"),
+        ({"where": jnp.ones((5,), bool)}, ValueError, r"where: expected shape \(6,\) .*got \(5,\)"),
         ({"targets": jnp.zeros((5,), jnp.int32)}, ValueError, r"targets: .*expected shape \(6,\)"),
         ({"targets": jnp.full((6,), 3)}, IndexError, r"targets\[0\]: expected a class id from 0 to 2, got 3"),
         ({"feature_fn": lambda params, inputs: inputs["token"]}, TypeError, r"feature_fn\(params, inputs\): expected a real floating dtype"),

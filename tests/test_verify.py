@@ -121,6 +121,39 @@ def test_a_wrong_formula_fails(name, wrong, route):
     assert not judge(identity, **{route: wrong}).holds
 
 
+def head_along(e, w, b, c, weights, *, rank_one):
+    """∂²L/∂W∂e along the features in reverse, with the part of rank one scaled."""
+    chain = jg.chain_hessian(lambda _, e: e, (), w, e, c, bias=b, weights=weights)
+    r = jg.chain_gradients(lambda _, e: e, (), w, e, c, bias=b, weights=weights).logits
+    return chain.head_by_features(e[:, ::-1])[0] + (rank_one - 1) * r.T @ e[:, ::-1]
+
+
+def parts(*arguments, mixed):
+    """G v and T v of hess-7 with the term r ėᵀ in W, and so T without its block in θ, scaled."""
+    found = find("hess-7").closed(*arguments)
+    num_head = arguments[2].size + arguments[3].size
+    return found.at[1, -num_head:].multiply(mixed)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "wrong"),
+    [
+        ("hess-2", "", lambda e, w, b, c: jnp.einsum("ia,nij,jb->nab", w, jg.softmax_jacobian(e @ w.T).to_dense(), jnp.abs(w))),
+        ("hess-3", "", lambda e, w, b, c, n: jg.head_hessian(e, w, c, bias=b, weights=n).to_dense()[::-1][b.size :, : w.size]),
+        ("hess-3", "", lambda e, w, b, c, n: jg.head_hessian(e, w, c, bias=b).to_dense()[: w.size, : w.size] * c.size),
+        ("hess-4", "", lambda *arguments: head_along(*arguments, rank_one=0)),
+        ("hess-4", "", lambda *arguments: head_along(*arguments, rank_one=0.5)),
+        ("hess-7", "", lambda *arguments: parts(*arguments, mixed=0.5)),
+        ("hess-7", "", lambda *arguments: parts(*arguments, mixed=2)),
+        ("psg-1", "‖e_n‖", lambda e, w, b, c: jg.per_example_gradients(e, w, c, bias=b).norms()),  # with the part of the bias
+        ("psg-1", "Σ_nm", lambda e, w, b, c, n: (n * n * jg.per_example_gradients(e, w, c, bias=b).norms() ** 2).sum()),  # only n = m
+    ],
+)
+def test_a_wrong_block_of_the_chain_fails(name, words, wrong):
+    assert judge(find(name, words)).holds
+    assert not judge(find(name, words), closed=wrong).holds
+
+
 def test_a_transposed_factor_fails():
     identity = dataclasses.replace(find("chain-3"), arbiter=lambda *a: find("chain-3").arbiter(*a)[::-1])
     assert not judge(identity).holds

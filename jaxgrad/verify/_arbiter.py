@@ -36,6 +36,13 @@ def tanh(x: Array) -> Array:
     return np.frompyfunc(mpmath.tanh, 1, 1)(x) if x.dtype == object else np.tanh(x)
 
 
+def norm(x: Array) -> Array:
+    """‖x‖ over the last axis, of either kind, (...); float64 could not hold the square of what it can hold."""
+    size = np.abs(x).max(-1, keepdims=True)
+    square = ((x / np.where(size == 0, 1, size)) ** 2).sum(-1)
+    return size[..., 0] * (np.frompyfunc(mpmath.sqrt, 1, 1)(square) if square.dtype == object else np.sqrt(square))
+
+
 def softmax(z: Array) -> Array:
     """softmax-1, (..., C)."""
     e = exp(z - z.max(-1, keepdims=True))
@@ -264,3 +271,76 @@ def chain_by_kernel_scale(params: dict[str, Array], inputs: dict[str, Array], w:
     """The scale of chain-4, (D, d)."""
     e, _ = _tanh_features(params, inputs)
     return np.abs(inputs["pixels"]).T @ (weights[:, None] * chain_by_features_scale(e, w, b, c) * inputs["scale"][:, None])
+
+
+# Second derivatives. A scale is the same formula of the magnitudes.
+
+
+def chain_jacobian(e: Array, w: Array, b: Array, c: Array) -> Array:
+    """hess-1, Σy J, (N, C, C)."""
+    return cross_entropy_hessian(e @ w.T + b, chain_targets(w, c))
+
+
+def chain_jacobian_scale(e: Array, w: Array, b: Array, c: Array) -> Array:
+    """Σy p_i p_j and what it moves by when the products in z are rounded; on the diagonal the sum of the others, (N, C, C)."""
+    z, spread = e @ w.T + b, np.abs(e) @ np.abs(w).T + np.abs(b)
+    p = softmax(z)
+    moves = 1 + spread[..., :, None] + spread[..., None, :] + 2 * (p * spread).sum(-1)[..., None, None]
+    eye = np.eye(len(w), dtype=int)
+    between = (1 - eye) * p[..., :, None] * p[..., None, :] * moves * chain_targets(w, c).sum(-1)[..., None, None]
+    return between + eye * between.sum(-1)[..., None]
+
+
+def kronecker_sum(weights: Array, j: Array, e: Array) -> Array:
+    """hess-3, Σ_n w_n J_n ⊗ e_n e_nᵀ, (C d, C d)."""
+    num_rows, size = len(e), j.shape[-1] * e.shape[-1]
+    blocks = (weights[:, None, None] * j).reshape(num_rows, -1).T @ (e[:, :, None] * e[:, None, :]).reshape(num_rows, -1)
+    return blocks.reshape(j.shape[-1], j.shape[-1], e.shape[-1], e.shape[-1]).swapaxes(1, 2).reshape(size, size)
+
+
+def chain_mixed(e: Array, w: Array, b: Array, c: Array, weights: Array) -> Array:
+    """hess-4 along the features in reverse, (C, d)."""
+    return _mixed(chain_jacobian(e, w, b, c), chain_residual(e, w, b, c), e, w, weights)
+
+
+def chain_mixed_scale(e: Array, w: Array, b: Array, c: Array, weights: Array) -> Array:
+    """The scale of hess-4, (C, d)."""
+    return _mixed(chain_jacobian_scale(e, w, b, c), chain_residual_scale(e, w, b, c), np.abs(e), np.abs(w), weights)
+
+
+def _mixed(j: Array, r: Array, e: Array, w: Array, weights: Array) -> Array:
+    e_dot = e[:, ::-1]
+    return (weights[:, None] * _products(j, e_dot @ w.T)).T @ e + (weights[:, None] * r).T @ e_dot
+
+
+def chain_parts(params: dict[str, Array], inputs: dict[str, Array], w: Array, b: Array, c: Array, weights: Array) -> Array:
+    """hess-7, G v and T v, (2, P), along v = (a, A, W, b) itself."""
+    e, slope = _tanh_features(params, inputs)
+    bend = -2 * tanh(inputs["pixels"] @ params["kernel"] + params["bias"]) * slope
+    j, r = chain_jacobian(e, w, b, c), chain_residual(e, w, b, c)
+    return _parts(inputs["pixels"], params["kernel"], params["bias"], w, b, e, slope, bend, j, r, weights)
+
+
+def chain_parts_scale(params: dict[str, Array], inputs: dict[str, Array], w: Array, b: Array, c: Array, weights: Array) -> Array:
+    """The scale of hess-7, (2, P)."""
+    e, _ = _tanh_features(params, inputs)
+    slope = np.broadcast_to(inputs["scale"][:, None], e.shape)
+    j, r = chain_jacobian_scale(e, w, b, c), chain_residual_scale(e, w, b, c)
+    x, kernel, bias, w, b, e = (np.abs(x) for x in (inputs["pixels"], params["kernel"], params["bias"], w, b, e))
+    return _parts(x, kernel, bias, w, b, e, slope, 2 * slope, j, r, weights)
+
+
+def _parts(x: Array, kernel: Array, bias: Array, w: Array, b: Array, e: Array, slope: Array, bend: Array, j: Array, r: Array, weights: Array) -> Array:
+    """From e and its first and second derivatives in u: `slope` and `bend`, (N, d)."""
+    j, r = weights[:, None, None] * j, weights[:, None] * r
+    u_dot = x @ kernel + bias
+    e_dot = slope * u_dot
+    s = _products(j, e_dot @ w.T + e @ w.T + b)
+    by_u = (s @ w) * slope, (r @ w) * (bend * u_dot + slope)
+    by_head = (s.T @ e, s.sum(0)), (r.T @ e_dot, 0 * s.sum(0))
+    return np.stack([np.concatenate([u.sum(0), (x.T @ u).ravel(), h.ravel(), z]) for u, (h, z) in zip(by_u, by_head, strict=True)])
+
+
+def _products(matrices: Array, vectors: Array) -> Array:
+    """J_n v_n, (N, C)."""
+    return (matrices @ vectors[..., None])[..., 0]

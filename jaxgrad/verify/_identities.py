@@ -10,17 +10,18 @@ import numpy as np
 import jaxgrad as jg
 from jaxgrad.verify import _arbiter as exact
 from jaxgrad.verify import _definitions as plain
+from jaxgrad.verify._chain_identities import chain_identities
 from jaxgrad.verify._divergence_identities import divergence_identities
 from jaxgrad.verify._identity import Identity
 from jaxgrad.verify._operator_identities import operator_identities
-from jaxgrad.verify._routes import chain_gradient, head_loss, keeps_probs, network_gradient, one_pass, pairwise_scale
-from jaxgrad.verify._suites import Examples, feature_fn
+from jaxgrad.verify._routes import keeps_probs, pairwise_scale
+from jaxgrad.verify._suites import Examples
 
 Array = np.ndarray
 
 
 def identities() -> list[Identity]:
-    """The table: the classifier and its loss, then the divergences."""
+    """The table: the classifier and its loss, the chain, the operator, the divergences."""
     one_hot = lambda labels, z: jax.nn.one_hot(labels, z.shape[-1], dtype=z.dtype)
     ids = lambda function: lambda z, c: function(z, np.eye(z.shape[-1], dtype=int)[c])
     plain_ids = lambda z, c: plain.cross_entropy(z, one_hot(c, z))
@@ -148,56 +149,7 @@ def identities() -> list[Identity]:
             ordinary=_keeps_tails,
             laws=lambda closed: {"at most 1/4": bool((closed <= 0.25 * (1 + 4 * jnp.finfo(closed.dtype).eps)).all())},
         ),
-        Identity(
-            "chain-1",
-            "∂L/∂e = Wᵀ (p − y)",
-            ("features", "head", "bias", "labels"),
-            autodiff=chain_gradient(plain_ids, by=0),
-            closed=lambda e, w, b, c: one_pass(e, w, b, c).features,
-            public=chain_gradient(jg.cross_entropy, by=0),
-            arbiter=exact.chain_by_features,
-            scale=exact.chain_by_features_scale,
-            bound=3,
-            of_chain=True,
-        ),
-        Identity(
-            "chain-2",
-            "∂L/∂x = (∂e/∂x)ᵀ Wᵀ (p − y)",
-            ("params", "inputs", "head", "bias", "labels"),
-            autodiff=lambda *arguments: network_gradient(plain_ids, by=1)(*arguments)["pixels"],
-            closed=lambda t, x, w, b, c: jg.chain_gradients(feature_fn, t, w, x, c, bias=b, weights=jnp.ones(c.shape, w.dtype)).inputs["pixels"],
-            public=lambda *arguments: network_gradient(jg.cross_entropy, by=1)(*arguments)["pixels"],
-            arbiter=exact.chain_by_pixels,
-            scale=exact.chain_by_pixels_scale,
-            bound=3,
-            of_chain=True,
-        ),
-        Identity(
-            "chain-3",
-            "∂L/∂W = Σ_n w_n (p_n − y_n) e_nᵀ",
-            ("features", "head", "bias", "labels", "weights"),
-            autodiff=lambda e, w, b, c, weights: jax.grad(head_loss(plain_ids), 1)(e, w, b, c, weights),
-            closed=lambda e, w, b, c, weights: jg.chain_gradients(lambda _, e: e, (), w, e, c, bias=b, weights=weights).head,
-            public=lambda e, w, b, c, weights: jax.grad(head_loss(jg.cross_entropy), 1)(e, w, b, c, weights),
-            arbiter=exact.chain_by_head,
-            scale=exact.chain_by_head_scale,
-            bound=3,
-            over_batch=True,
-            of_chain=True,
-        ),
-        Identity(
-            "chain-4",
-            "∂L/∂θ = Σ_n w_n (∂e_n/∂θ)ᵀ Wᵀ (p_n − y_n)",
-            ("params", "inputs", "head", "bias", "labels", "weights"),
-            autodiff=lambda *arguments: network_gradient(plain_ids, by=0)(*arguments)["kernel"],
-            closed=lambda t, x, w, b, c, weights: jg.chain_gradients(feature_fn, t, w, x, c, bias=b, weights=weights).params["kernel"],
-            public=lambda *arguments: network_gradient(jg.cross_entropy, by=0)(*arguments)["kernel"],
-            arbiter=exact.chain_by_kernel,
-            scale=exact.chain_by_kernel_scale,
-            bound=3,
-            over_batch=True,
-            of_chain=True,
-        ),
+        *chain_identities(),
         *operator_identities(),
         *divergence_identities(),
     ]
