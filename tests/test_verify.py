@@ -154,6 +154,22 @@ def test_a_wrong_block_of_the_chain_fails(name, words, wrong):
     assert not judge(find(name, words), closed=wrong).holds
 
 
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        ("J v = B Bᵀ v", lambda z, v: jg.softmax_jacobian(z).root_matvec(jg.softmax_jacobian(z).root_matvec(v))),  # B B
+        ("J⁺ v", lambda z, v: v / jg.softmax(z)),  # not projected
+        ("Sherman", lambda z, v: v / (jg.softmax(z) + 0.0078125)),  # without its second term
+        ("eigenvalues μ", lambda z: jnp.sort(jg.softmax(z))),  # the poles for the roots
+        ("Σ log μ", lambda z: jg.log_softmax(z).sum(-1)),  # without log C
+    ],
+)
+def test_a_wrong_operator_fails(words, wrong):
+    identity = next(i for i in identities() if words in i.formula)
+    assert identity.id.startswith("op-")
+    assert not judge(identity, closed=wrong).holds
+
+
 def test_a_transposed_factor_fails():
     identity = dataclasses.replace(find("chain-3"), arbiter=lambda *a: find("chain-3").arbiter(*a)[::-1])
     assert not judge(identity).holds
