@@ -66,15 +66,7 @@ def chain_hessian(
     r = w[..., None] * cross_entropy_grad(link.logits, targets, where=where)
     jacobian = weighted_jacobian(link, targets, w)
     of_head = jnp.asarray(head) if bias is None else (jnp.asarray(head), jnp.asarray(bias))
-    chain = Chain(feature_fn, params, inputs, of_head, link, r, jacobian)
-    return ChainHessian(
-        logits=jacobian,
-        features=FeatureHessian(jacobian, link.head),
-        head=HeadHessian(jacobian, link.features, of_head),
-        inputs=InputHessian(chain),
-        ggn=ChainGaussNewton(chain),
-        residual=ChainResidual(chain),
-    )
+    return ChainHessian(Chain(feature_fn, params, inputs, of_head, link, r, jacobian))
 
 
 @jax.tree_util.register_dataclass
@@ -234,12 +226,37 @@ class InputHessian(PytreeOperator):
 class ChainHessian:
     """The second derivatives of L = Σ_n w_n ℓ_n in each quantity of the chain; the weights w, (...), are in all of them."""
 
-    logits: SoftmaxJacobian  # (..., C, C), one matrix for each example
-    features: FeatureHessian  # (..., d, d), one matrix for each example
-    head: HeadHessian  # over W, or the pair (W, b)
-    inputs: InputHessian  # over x
-    ggn: ChainGaussNewton  # over (θ, W), or (θ, W, b)
-    residual: ChainResidual  # likewise
+    chain: Chain
+
+    @property
+    def logits(self) -> SoftmaxJacobian:
+        """w_n Σy J_n, (..., C, C), one matrix for each example (hess-1)."""
+        return self.chain.jacobian
+
+    @property
+    def features(self) -> FeatureHessian:
+        """w_n Σy Wᵀ J_n W, (..., d, d), one matrix for each example (hess-2)."""
+        return FeatureHessian(self.chain.jacobian, self.chain.link.head)
+
+    @property
+    def head(self) -> HeadHessian:
+        """Σ_n w_n Σy J_n ⊗ e_n e_nᵀ over W, or the pair (W, b) (hess-3)."""
+        return HeadHessian(self.chain.jacobian, self.chain.link.features, self.chain.of_head)
+
+    @property
+    def inputs(self) -> InputHessian:
+        """∇²_x L over the inputs."""
+        return InputHessian(self.chain)
+
+    @property
+    def ggn(self) -> ChainGaussNewton:
+        """G over (θ, W), or (θ, W, b) (hess-7)."""
+        return ChainGaussNewton(self.chain)
+
+    @property
+    def residual(self) -> ChainResidual:
+        """T over (θ, W), or (θ, W, b) (hess-7)."""
+        return ChainResidual(self.chain)
 
     @property
     def hessian(self) -> PytreeOperator:
@@ -256,7 +273,7 @@ class ChainHessian:
           TypeError: `tangent` is not of a real floating dtype.
           ValueError: its shape is not that of the features.
         """
-        chain = self.ggn.chain
+        chain = self.chain
         e_dot = _checks.as_floating("tangent", tangent)
         _checks.same_shape("tangent", e_dot, chain.link.features.shape, "one vector for each row of the features")
         e_dot = mask_features(e_dot.astype(chain.link.head.dtype), chain.link.where)
@@ -273,7 +290,7 @@ class ChainHessian:
           TypeError: a dtype is not floating.
           ValueError: a shape is not that of the head's parameters, or only one of both has a bias.
         """
-        chain = self.ggn.chain
+        chain = self.chain
         of_head = tuple(_checks.as_floating("tangent", x) for x in as_tuple(tangent))
         got, expected = ([x.shape for x in pair] for pair in (of_head, as_tuple(chain.of_head)))
         if got != expected:

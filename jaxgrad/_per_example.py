@@ -122,9 +122,7 @@ class PerExampleGradients:
         c = _checks.as_floating("max_norm", max_norm).astype(self.residuals.dtype)
         _checks.same_shape("max_norm", c, (), "one bound for all examples")
         r, e = _norms(self.residuals), _norms(with_one_for_bias(self.features, self.has_bias))
-        clipped = r * e > c
-        c, r, e = (jnp.where(clipped, x, 1) for x in (c, r, e))
-        factor = c / r / e  # c / r cannot overflow, as c < r e
+        factor = jnp.where(r * e > c, c / r / e, 1)  # c / r cannot overflow there, as c < r e
         return self.weighted_sum(factor if weights is None else self._as_weights(weights) * factor)
 
     def to_dense(self) -> Any:

@@ -175,6 +175,13 @@ def test_norms_of_a_whole_model_are_those_of_all_its_gradients(leading, batch_si
     np.testing.assert_allclose(norms(params, head, inputs, targets), np.where(where, expected, 0), rtol=1e-5)
 
 
+def test_norms_of_a_whole_model_keep_confident_examples():
+    """The label leads by 60 and 80 nats, x θ with θ = 1: ∂L/∂θ is −p x and ∂L/∂W is (−p x, p x)."""
+    x, head = jnp.array([[60.0], [80.0]], jnp.float32), jnp.array([[1.0], [0.0]], jnp.float32)
+    norms = jg.per_example_gradient_norms(lambda theta, x: theta * x, jnp.ones((), jnp.float32), head, x, jnp.zeros(2, jnp.int32))
+    np.testing.assert_allclose(norms, [60 * np.sqrt(3) * np.exp(-60.0), 80 * np.sqrt(3) * np.exp(-80.0)], rtol=1e-6)
+
+
 def test_clipping_a_whole_model_is_a_weighted_pass():
     params, inputs = network((7,))
     _, head, bias, targets, _, _ = make((7,))
