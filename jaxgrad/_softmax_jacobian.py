@@ -16,12 +16,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._exponentials import UNIT, exp_shifted, reciprocal_of_sum, split_at_heaviest, with_rounded_sum
-from jaxgrad._linear import Arrays, LinearMap
+from jaxgrad._exponentials import UNIT, split_at_heaviest, with_rounded_sum
+from jaxgrad._jacobian_products import damped_solution, is_at, pseudo_solution, root_product, root_transpose_product, stored_product
+from jaxgrad._linear import Arrays
 from jaxgrad._operators import SymmetricOperator
 from jaxgrad._secular import eigenpairs
 from jaxgrad._softmax import deviation, jacobian_product, log_probs, scaled_jacobian_product, softmax
@@ -105,7 +105,7 @@ class SoftmaxJacobian(SymmetricOperator):
         Raises:
           TypeError, ValueError: as `matvec`.
         """
-        return (self._root_scale * _root_product(self._z, self._vector(vector))).astype(self.dtype)
+        return (self._root_scale * root_product(self._z, self._vector(vector))).astype(self.dtype)
 
     def root_rmatvec(self, vector: ArrayLike) -> jax.Array:
         """Bᵀ v = √p ∘ (v − ⟨p, v⟩), (..., C), where J = B Bᵀ (op-1): ‖Bᵀ v‖² = vᵀ J v.
@@ -113,7 +113,7 @@ class SoftmaxJacobian(SymmetricOperator):
         Raises:
           TypeError, ValueError: as `matvec`.
         """
-        return (self._root_scale * _root_transpose_product(self._z, self._vector(vector))).astype(self.dtype)
+        return (self._root_scale * root_transpose_product(self._z, self._vector(vector))).astype(self.dtype)
 
     def solve(self, vector: ArrayLike, *, damping: ArrayLike) -> jax.Array:
         """(J + λI)⁻¹ v in O(C) time and memory (op-3), with the shape of `vector`.
@@ -134,7 +134,7 @@ class SoftmaxJacobian(SymmetricOperator):
         if λ.ndim:
             _checks.same_shape("damping", λ, self.shape[:-2], "one for each matrix")
         λ = jnp.broadcast_to(λ, self.shape[:-2])[..., None].astype(self._z.dtype)
-        solve = lambda v: _solution(self._z, self._scale, λ, v.astype(self._z.dtype)).astype(self.dtype)
+        solve = lambda v: damped_solution(self._z, self._scale, λ, v.astype(self._z.dtype)).astype(self.dtype)
         return self.by_columns("vector", solve, vector)
 
     def pinv_matvec(self, vector: ArrayLike) -> jax.Array:
@@ -147,7 +147,7 @@ class SoftmaxJacobian(SymmetricOperator):
 
         Source: Tanabe and Sagae 1992, doi:10.1111/j.2517-6161.1992.tb01875.x.
         """
-        return _pseudo_solution(self._z, self._scale, self._vector(vector)).astype(self.dtype)
+        return pseudo_solution(self._z, self._scale, self._vector(vector)).astype(self.dtype)
 
     def eigenvalues(self, num_largest: int | None = None) -> jax.Array:
         """The eigenvalues, or the largest of them, ascending, (..., K), at least float32 (op-4).
@@ -275,12 +275,12 @@ class StoredSoftmaxJacobian(SymmetricOperator):
         """
         v = _checks.as_floating("vector", vector)
         _checks.same_shape("vector", v, self.probs.shape, "one vector for each row of the probabilities")
-        product = _stored_product(self.probs, self.heaviest, self.complement, v.astype(self.probs.dtype))
+        product = stored_product(self.probs, self.heaviest, self.complement, v.astype(self.probs.dtype))
         return (self.scale[..., None] * product).astype(self.dtype)
 
     def diagonal(self) -> jax.Array:
         """p_i (1 − p_i), (..., C)."""
-        complements = jnp.where(_is_at(self.heaviest, self.probs), self.complement, 1 - self.probs)
+        complements = jnp.where(is_at(self.heaviest, self.probs), self.complement, 1 - self.probs)
         return (self.scale[..., None] * self.probs * complements).astype(self.dtype)
 
     def trace(self) -> jax.Array:
@@ -377,101 +377,3 @@ def _eigh(z: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 @_eigh.defjvp
 def _(count: int, primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
     raise TypeError("eigh: expected no derivative of eigenvectors, got one asked for; differentiate eigenvalues(), once")
-
-
-def _solve(z: jax.Array, scale: jax.Array, damping: jax.Array, v: jax.Array) -> jax.Array:
-    """(scale · J + λI)⁻¹ v: v/(p + λ) + b c/λ, with scale · p for p."""
-    p = jnp.where(scale < 0, jnp.nan, scale) * split_at_heaviest(z).probs
-    shifted = p + jnp.where(damping > 0, damping, jnp.nan)
-    b = p / shifted
-    total = b.sum(-1, keepdims=True)
-    return v / shifted + b * ((b * v).sum(-1, keepdims=True) / jnp.where(total > 0, total, 1) / damping)
-
-
-def _pseudo_solve(z: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
-    """(scale · J)⁺ v = Π diag(1/p) Π v / scale; Π twice first, as the first mean of a large common offset is rounded."""
-    p = split_at_heaviest(z).probs
-    live = ~(p < jnp.finfo(p.dtype).tiny)
-    count = jnp.maximum(live.sum(-1, keepdims=True), 1).astype(p.dtype)
-    centred = lambda x: jnp.where(live, x - jnp.where(live, x, 0).sum(-1, keepdims=True) / count, 0)
-    return jnp.where(scale == 0, 0, centred(centred(centred(v)) / jnp.where(live, p, 1)) / jnp.where(scale == 0, 1, scale))
-
-
-def _multiply(p: jax.Array, k: jax.Array, complement: jax.Array, v: jax.Array) -> jax.Array:
-    """p ∘ (v − ⟨p, v⟩), about the rounded ⟨p, v⟩ so that no common offset is left; at k, (1 − p_k) v_k − Σ_{j≠k} p_j v_j."""
-    at_k = _is_at(k, p)
-    u = v - (p * v).sum(-1, keepdims=True)
-    others = jnp.where(at_k, 0, p * u).sum(-1, keepdims=True)
-    u_k, p_k = (jnp.take_along_axis(x, k, -1) for x in (u, p))
-    return p * (jnp.where(at_k, complement * u, u - p_k * u_k) - others)
-
-
-def _is_at(index: jax.Array, like: jax.Array) -> jax.Array:
-    """True at an index (..., 1) of the last axis, (..., C)."""
-    return lax.broadcasted_iota(index.dtype, like.shape, like.ndim - 1) == index
-
-
-def _root(z: jax.Array, v: jax.Array) -> jax.Array:
-    """√p ∘ v − p ⟨√p, v⟩; at the heaviest class (1 − p_k) v_k − √p_k Σ_{j≠k} √p_j v_j, times √p_k."""
-    at_k = split_at_heaviest(z)
-    s = _root_probs(z)
-    rest = jnp.where(at_k.heaviest, 0, s * v).sum(-1, keepdims=True)
-    return s * jnp.where(at_k.heaviest, at_k.complement * v - s * rest, v - s * (s * v).sum(-1, keepdims=True))
-
-
-def _root_transpose(z: jax.Array, v: jax.Array) -> jax.Array:
-    """√p ∘ (v − ⟨p, v⟩)."""
-    return _root_probs(z) * deviation(z, v)
-
-
-def _root_probs(z: jax.Array) -> jax.Array:
-    """√p, also where p underflows: e^{(z − z_k)/2} / √(1 + s)."""
-    at_k = split_at_heaviest(z)
-    half, _, _ = exp_shifted(z, at_k.top, 2.0)
-    return half / UNIT * jnp.sqrt(reciprocal_of_sum(jnp.ones_like(at_k.others), at_k.others / UNIT)[0])
-
-
-_solution = LinearMap("softmax_jacobian_solution", _solve)  # (scale · J + λI)⁻¹ v, scale and λ (..., 1)
-_pseudo_solution = LinearMap("softmax_jacobian_pseudo_solution", _pseudo_solve)  # (scale · J)⁺ v, scale (..., 1)
-_root_product = LinearMap("softmax_jacobian_root", _root)  # B v
-_root_transpose_product = LinearMap("softmax_jacobian_root_transpose", _root_transpose)  # Bᵀ v
-
-
-def _derivative_in_logits(z: jax.Array, scale: jax.Array, x: jax.Array, dz: jax.Array) -> jax.Array:
-    """scale · (dJ along ż) x."""
-    return scaled_jacobian_product(z, scale, deviation(z, x) * deviation(z, dz))
-
-
-_stored_product = LinearMap("stored_softmax_jacobian_product", _multiply)  # J v from p
-
-_stored_product.derive(
-    transpose=_stored_product,
-    in_r=(
-        lambda p, k, q, v, dp: dp * (v - (p * v).sum(-1, keepdims=True)) - p * (dp * v).sum(-1, keepdims=True),
-        lambda p, k, q, v, dk: jnp.zeros_like(v),
-        lambda p, k, q, v, dq: jnp.zeros_like(v),  # 1 − p_k moves with p
-    ),
-)
-_solution.derive(
-    transpose=_solution,
-    in_r=(
-        lambda z, scale, λ, v, dz: -_solution(z, scale, λ, _derivative_in_logits(z, scale, _solution(z, scale, λ, v), dz)),
-        lambda z, scale, λ, v, dscale: -dscale * _solution(z, scale, λ, jacobian_product(z, _solution(z, scale, λ, v))),
-        lambda z, scale, λ, v, dλ: -dλ * _solution(z, scale, λ, _solution(z, scale, λ, v)),
-    ),
-)
-_pseudo_solution.derive(
-    transpose=_pseudo_solution,
-    in_r=(
-        lambda z, scale, v, dz: -_pseudo_solution(z, scale, _derivative_in_logits(z, scale, _pseudo_solution(z, scale, v), dz)),
-        lambda z, scale, v, dscale: -dscale * _pseudo_solution(z, scale, v) / scale,
-    ),
-)
-_root_product.derive(
-    transpose=_root_transpose_product,
-    in_r=(lambda z, v, dz: _root_product(z, deviation(z, dz) * v / 2) - jacobian_product(z, dz) * (_root_probs(z) * v).sum(-1, keepdims=True),),
-)
-_root_transpose_product.derive(
-    transpose=_root_product,
-    in_r=(lambda z, v, dz: deviation(z, dz) * _root_transpose_product(z, v) / 2 - _root_probs(z) * (jacobian_product(z, dz) * v).sum(-1, keepdims=True),),
-)
