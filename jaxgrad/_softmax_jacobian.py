@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._exponentials import UNIT, split_at_heaviest, with_rounded_sum
+from jaxgrad._exponentials import UNIT, Split, split_at_heaviest, with_rounded_sum
 from jaxgrad._jacobian_products import damped_solution, is_at, pseudo_solution, root_product, root_transpose_product, stored_product
 from jaxgrad._linear import Arrays
 from jaxgrad._operators import SymmetricOperator
@@ -95,9 +95,7 @@ class SoftmaxJacobian(SymmetricOperator):
 
     def to_dense(self) -> jax.Array:
         """The matrices (..., C, C): p_i (1[i=j] − p_j), symmetric to the bit."""
-        z = self._z
-        dense = jnp.where(jnp.eye(z.shape[-1], dtype=bool), _variances(z)[..., None], -_products(z))
-        return (self._scale[..., None] * dense).astype(self.dtype)
+        return (self._scale[..., None] * _dense(self._z)).astype(self.dtype)
 
     def root_matvec(self, vector: ArrayLike) -> jax.Array:
         """B v = √p ∘ v − p ⟨√p, v⟩, (..., C), where J = B Bᵀ (op-1): a standard normal v becomes a draw from N(0, J).
@@ -302,8 +300,7 @@ class StoredSoftmaxJacobian(SymmetricOperator):
 @partial(jax.jit, inline=True)
 def _variances(z: jax.Array) -> jax.Array:
     """p_i (1 − p_i), (..., C)."""
-    at_k = with_rounded_sum(split_at_heaviest(z))
-    return at_k.exps * (((UNIT - at_k.exps) + at_k.others) / UNIT) * at_k.inverse_square
+    return _variances_of(with_rounded_sum(split_at_heaviest(z)))
 
 
 @_variances.defjvp
@@ -311,19 +308,28 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     return _variances(*primals), jacobian_product(*primals, *tangents) * (1 - 2 * softmax(*primals))
 
 
+def _variances_of(at_k: Split) -> jax.Array:
+    return at_k.exps * (((UNIT - at_k.exps) + at_k.others) / UNIT) * at_k.inverse_square
+
+
 @jax.custom_jvp
 @partial(jax.jit, inline=True)
-def _products(z: jax.Array) -> jax.Array:
-    """p_i p_j, (..., C, C)."""
+def _dense(z: jax.Array) -> jax.Array:
+    """p_i (1[i=j] − p_j), (..., C, C)."""
     at_k = with_rounded_sum(split_at_heaviest(z))
-    return at_k.exps[..., :, None] * at_k.exps[..., None, :] * (at_k.inverse_square / UNIT)[..., None]
+    products = at_k.exps[..., :, None] * at_k.exps[..., None, :] * (at_k.inverse_square / UNIT)[..., None]
+    return jnp.where(_eye(z), _variances_of(at_k)[..., None], -products)
 
 
-@_products.defjvp
+@_dense.defjvp
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     p, dp = softmax(*primals), jacobian_product(*primals, *tangents)
     half = p[..., :, None] * dp[..., None, :]
-    return _products(*primals), half + half.swapaxes(-1, -2)
+    return _dense(*primals), jnp.where(_eye(p), (dp * (1 - 2 * p))[..., None], -(half + half.swapaxes(-1, -2)))
+
+
+def _eye(z: jax.Array) -> jax.Array:
+    return jnp.eye(z.shape[-1], dtype=bool)
 
 
 @jax.custom_jvp
