@@ -31,6 +31,7 @@ from jaxgrad._divergences import nats_to_bits as nats_to_bits
 from jaxgrad._gaussian_kl import gaussian_kl as gaussian_kl
 from jaxgrad._gaussian_kl import gaussian_kl_grad as gaussian_kl_grad
 from jaxgrad._gaussian_kl import gaussian_kl_hessian as gaussian_kl_hessian
+from jaxgrad._head import linear_cross_entropy as linear_cross_entropy
 from jaxgrad._model_divergences import forward_kl as forward_kl
 from jaxgrad._model_divergences import forward_kl_grad as forward_kl_grad
 from jaxgrad._model_divergences import forward_kl_hessian as forward_kl_hessian
