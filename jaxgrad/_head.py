@@ -195,6 +195,7 @@ def _linear_sums(block: Block, y: jax.Array | None, k: jax.Array, keep: jax.Arra
         return logit, None, None, None
     y = block.cut(y).astype(z.dtype)
     y = y if keep is None else jnp.where(keep[:, None], y, 0)
-    others = jnp.where(block.beside(k), y, 0)
-    inner = others * jnp.where((z == -jnp.inf) & (others == 0), 0, z)  # 0 · log 0 = 0
+    inert = (z == -jnp.inf) & (y == 0)  # 0 · log 0 = 0, and no derivative in y
+    others = jnp.where(block.beside(k) & ~inert, y, 0)
+    inner = others * jnp.where(inert, 0, z)
     return logit, jnp.where(at_k, y, 0).sum(-1), others.sum(-1), inner.sum(-1)

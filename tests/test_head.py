@@ -38,7 +38,7 @@ def our_loss(x, ids, where=None, block_size=4):
 
 def every_order(loss, x, v):
     """Value, gradient and third derivatives, and the product of the Hessian with v in the four orders."""
-    inner = lambda a, b: sum(map(jnp.vdot, jax.tree.leaves(a), jax.tree.leaves(b)))
+    inner = lambda a, b: sum((x * y).sum() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     along = lambda f: lambda x: jax.jvp(f, (x,), (v,))[1]
     grad = jax.grad(loss)
     product = along(grad)(x)
@@ -55,18 +55,24 @@ def every_order(loss, x, v):
     }
 
 
+def assert_same(found, expected):
+    """To 1e-12 of the largest number in float64, 1e-5 in float32."""
+    assert found.dtype == expected.dtype
+    tolerance = 1e-12 if expected.dtype == jnp.float64 else 1e-5
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1, np.abs(expected).max(initial=0)))
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("ids", [IDS, None], ids=["ids", "distributions"])
 def test_every_derivative_is_that_of_the_dense_loss(ids, masked, widest_dtype):
     x, v, weights = arrays(widest_dtype), arrays(widest_dtype, ALONG), jnp.asarray(WEIGHTS, widest_dtype)
     where = jnp.asarray(WHERE) if masked else None
     total = lambda loss: lambda x: (weights * loss(x, ids, where)).sum()
-    block_sizes = (4, 7, C, 100) if masked else (1, 5, C - 1, None)
+    block_sizes = (4, 100) if masked else (5, C - 1)
     ours = [total(functools.partial(our_loss, block_size=block_size)) for block_size in block_sizes]
     expected, *found = jax.jit(lambda x, v: [every_order(loss, x, v) for loss in (total(plain_loss), *ours)])(x, v)
-    tolerance = 1e-12 if widest_dtype == jnp.float64 else 2e-5
     for mine in found:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), mine, expected)
+        jax.tree.map(assert_same, mine, expected)
 
 
 @pytest.mark.parametrize(("num_rows", "num_classes", "width"), [(1, 1, 1), (3, 2, 7), (11, 101, 3), (13, 97, 17), (0, 5, 3)])
@@ -77,9 +83,8 @@ def test_ragged_sizes(num_rows, num_classes, width, widest_dtype):
     ids = jnp.asarray(rng.integers(0, num_classes, num_rows), jnp.int32)
     both = lambda loss: (loss(x, ids), jax.grad(lambda x: loss(x, ids).sum())(x))
     expected, *found = jax.jit(lambda: [both(loss) for loss in (plain_loss, our_loss, functools.partial(our_loss, block_size=None))])()
-    tolerance = 1e-12 if widest_dtype == jnp.float64 else 2e-5
     for mine in found:
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), mine, expected)
+        jax.tree.map(assert_same, mine, expected)
 
 
 def arrays_of(jaxpr):
@@ -162,7 +167,7 @@ def test_a_class_of_bias_minus_infinity_is_left_out(widest_dtype):
     x["soft"] = jnp.where(out[None], 0, x["soft"])
     ids = jnp.asarray(np.flatnonzero(~out)[IDS % 15], jnp.int32)
     rest = {"features": x["features"], "head": x["head"][~out], "bias": x["bias"][~out], "soft": x["soft"][:, ~out]}
-    for mine, fewer in ((ids, jnp.searchsorted(jnp.flatnonzero(~out), ids).astype(jnp.int32)), (None, None)):
+    for mine, fewer in ((ids, jnp.asarray(np.searchsorted(np.flatnonzero(~out), ids), jnp.int32)), (None, None)):
         ours = jax.jit(lambda x, mine=mine: every_order(lambda x: our_loss(x, mine).sum(), x, jax.tree.map(jnp.ones_like, x)))(x)
         want = jax.jit(lambda x, fewer=fewer: every_order(lambda x: plain_loss(x, fewer).sum(), x, jax.tree.map(jnp.ones_like, x)))(rest)
         for order in ("value", "jvp", "forward over forward"):
