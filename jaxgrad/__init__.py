@@ -32,6 +32,9 @@ from jaxgrad._gaussian_kl import gaussian_kl as gaussian_kl
 from jaxgrad._gaussian_kl import gaussian_kl_grad as gaussian_kl_grad
 from jaxgrad._gaussian_kl import gaussian_kl_hessian as gaussian_kl_hessian
 from jaxgrad._head import linear_cross_entropy as linear_cross_entropy
+from jaxgrad._head_products import HeadVector as HeadVector
+from jaxgrad._head_products import linear_cross_entropy_ggn_product as linear_cross_entropy_ggn_product
+from jaxgrad._head_products import linear_cross_entropy_hvp as linear_cross_entropy_hvp
 from jaxgrad._model_divergences import forward_kl as forward_kl
 from jaxgrad._model_divergences import forward_kl_grad as forward_kl_grad
 from jaxgrad._model_divergences import forward_kl_hessian as forward_kl_hessian

@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "_chain": LOSSES,
     "_blocks": GROUND,
     "_head": GROUND | {"_blocks"},
+    "_head_products": GROUND | {"_blocks"},
     "_curvature": GROUND,
     "_newton": GROUND | {"_curvature"},
     "_spectrum": GROUND,
