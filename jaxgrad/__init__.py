@@ -35,6 +35,11 @@ from jaxgrad._head import linear_cross_entropy as linear_cross_entropy
 from jaxgrad._head_products import HeadVector as HeadVector
 from jaxgrad._head_products import linear_cross_entropy_ggn_product as linear_cross_entropy_ggn_product
 from jaxgrad._head_products import linear_cross_entropy_hvp as linear_cross_entropy_hvp
+from jaxgrad._head_statistics import HeadLogProbs as HeadLogProbs
+from jaxgrad._head_statistics import linear_cross_entropy_ggn_diagonal as linear_cross_entropy_ggn_diagonal
+from jaxgrad._head_statistics import linear_cross_entropy_grad_gram as linear_cross_entropy_grad_gram
+from jaxgrad._head_statistics import linear_cross_entropy_grad_norms as linear_cross_entropy_grad_norms
+from jaxgrad._head_statistics import linear_log_probs as linear_log_probs
 from jaxgrad._model_divergences import forward_kl as forward_kl
 from jaxgrad._model_divergences import forward_kl_grad as forward_kl_grad
 from jaxgrad._model_divergences import forward_kl_hessian as forward_kl_hessian

@@ -153,7 +153,9 @@ def _checked_product(
     for name, like in (("features", e), ("head", rows.head), ("bias", rows.bias)):
         part = getattr(along, name)
         if part is not None:
-            _checks.same_shape(f"along.{name}", _checks.as_floating(f"along.{name}", part), () if like is None else like.shape, f"that of the {name}")
+            if like is None:
+                raise ValueError(f"along.{name}: expected None without a {name}, got shape {jnp.shape(part)}; pass {name}=, zeros if need be")
+            _checks.same_shape(f"along.{name}", _checks.as_floating(f"along.{name}", part), like.shape, f"that of the {name}")
     if not jax.tree.leaves(along):
         raise ValueError("along: expected a direction in features, head or bias, got none; pass for example HeadVector(head=...)")
     along = jax.tree.map(jnp.asarray, along)
@@ -203,7 +205,7 @@ def _product(rows: Rows, along: HeadVector, *, residual: bool) -> HeadVector:
     def multiply(out: HeadVector, begin: jax.Array) -> tuple[HeadVector, None]:
         block = block_of(e, w, rows.bias, begin, size)
         at_k, column = block.at(k), lambda x: x[:, None]
-        share = jnp.exp(jnp.where(block.beside(k), block.logits - column(log_others), -jnp.inf))
+        share = jnp.exp(jnp.where(block.beside(k), block.logits - column(jnp.where(total == 0, 0, log_others)), -jnp.inf))
         probs = jnp.where(at_k, column(p_k), column(p_others) * share)
         g = column(rows.weights * total_y) * probs * jnp.where(at_k, column(-mean), derivative(begin) - column(u_k + mean))
         by_features, by_head, by_bias = out.features, out.head, out.bias
