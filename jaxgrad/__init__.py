@@ -15,6 +15,9 @@ from jaxgrad._binary_cross_entropy import binary_cross_entropy_hessian as binary
 from jaxgrad._centred_diagonal import CentredDiagonal as CentredDiagonal
 from jaxgrad._chain import ChainGradients as ChainGradients
 from jaxgrad._chain import chain_gradients as chain_gradients
+from jaxgrad._chain_products import ChainVector as ChainVector
+from jaxgrad._chain_products import chain_ggn_product as chain_ggn_product
+from jaxgrad._chain_products import chain_hvp as chain_hvp
 from jaxgrad._checks import validate as validate
 from jaxgrad._cross_entropy import cross_entropy as cross_entropy
 from jaxgrad._cross_entropy import cross_entropy_grad as cross_entropy_grad

@@ -66,6 +66,31 @@ def test_products_are_those_of_the_dense_loss(targets, widest_dtype):
         jax.tree.map(assert_same, found, expected)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_products_through_a_feature_function(weighted, widest_dtype):
+    x, v = arrays(widest_dtype, POINT), arrays(widest_dtype, ALONG)
+    inputs = jnp.asarray(np.random.default_rng(1).normal(size=(N, 4)), widest_dtype)
+    params, along_params = ({"dense": jnp.asarray(np.random.default_rng(seed).normal(size=(4, D)), widest_dtype)} for seed in (2, 3))
+    weights = jnp.asarray(WEIGHTS, widest_dtype) if weighted else None
+    feature_fn = lambda params, inputs: jnp.tanh(inputs @ params["dense"])
+    scale = jnp.full((N,), 1 / N, widest_dtype) if weights is None else weights
+    logits = lambda params, head, bias: plain_logits({"features": feature_fn(params, inputs), "head": head, "bias": bias})
+    loss = lambda z: plain_loss(z, jnp.asarray(IDS), scale)
+
+    def both(params, along_params):
+        point, along = (params, x["head"], x["bias"]), (along_params, v["head"], v["bias"])
+        products = [
+            f(feature_fn, *point[:2], inputs, IDS, jg.ChainVector(*along), bias=x["bias"], weights=weights) for f in (jg.chain_hvp, jg.chain_ggn_product)
+        ]
+        hvp = jax.jvp(jax.grad(lambda *point: loss(logits(*point)), (0, 1, 2)), point, along)[1]
+        z, u = jax.jvp(logits, point, along)
+        ggn = jax.vjp(logits, *point)[1](jax.jvp(jax.grad(loss), (z,), (u,))[1])
+        return [jax.tree.leaves(product) for product in products], [jax.tree.leaves(product) for product in (hvp, ggn)]
+
+    found, expected = jax.jit(both)(params, along_params)
+    jax.tree.map(assert_same, found, expected)
+
+
 @pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "distributions"])
 def test_statistics_are_those_of_the_dense_loss(targets, widest_dtype):
     x, weights = arrays(widest_dtype, POINT), jnp.asarray(WEIGHTS, widest_dtype)

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "_blocks": GROUND,
     "_head": GROUND | {"_blocks"},
     "_head_products": GROUND | {"_blocks"},
+    "_chain_products": GROUND | {"_head", "_head_products"},
     "_head_statistics": GROUND | {"_blocks", "_head", "_head_products"},
     "_curvature": GROUND,
     "_newton": GROUND | {"_curvature"},
