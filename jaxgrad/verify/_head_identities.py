@@ -44,7 +44,7 @@ def head_identities() -> list[Identity]:
             ("features", "head", "bias", "labels"),
             autodiff=chain_gradient(plain_ids, by=0),
             closed=by_features,
-            public=lambda e, w, b, c: jax.vmap(jax.jacfwd(lambda e, c: _losses(e, w, b, c)))(e, c),
+            public=lambda e, w, b, c: jax.vmap(jax.grad(lambda e, c: _losses(e, w, b, c)))(e, c),
             arbiter=exact.chain_by_features,
             scale=exact.chain_by_features_scale,
             **given,
