@@ -17,6 +17,7 @@ from jaxgrad.verify._routes import chain_gradient, head_loss
 
 Array = np.ndarray
 BLOCK_SIZE = 4  # of the 10 digits: the last block is ragged
+BOUND = 8.0  # ULP; dense logits have 3: a normaliser that goes from block to block is a logarithm, rounded once more
 
 
 def head_identities() -> list[Identity]:
@@ -25,7 +26,7 @@ def head_identities() -> list[Identity]:
     plain_ids = lambda z, c: plain.cross_entropy(z, one_hot(c, z))
     total = lambda e, w, b, c, weights: (weights.astype(jnp.promote_types(jnp.float32, w.dtype)) * _losses(e, w, b, c)).sum()
     by_features = lambda e, w, b, c: jax.grad(total)(e, w, b, c, jnp.ones(c.shape, w.dtype))
-    given: dict[str, Any] = {"bound": 3, "of_chain": True}
+    given: dict[str, Any] = {"bound": BOUND, "of_chain": True}
     return [
         Identity(
             "ce-1",
