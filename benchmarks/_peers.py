@@ -13,7 +13,7 @@ import optax
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
-LIBRARIES = ("optax", "distrax", "scipy", "torch")
+LIBRARIES = ("optax", "distrax", "scipy", "torch", "tokamax", "jax_cce")
 
 
 def versions() -> dict[str, str | None]:

@@ -21,6 +21,9 @@ from jaxgrad._chain_hessian import ChainResidual as ChainResidual
 from jaxgrad._chain_hessian import FeatureHessian as FeatureHessian
 from jaxgrad._chain_hessian import InputHessian as InputHessian
 from jaxgrad._chain_hessian import chain_hessian as chain_hessian
+from jaxgrad._chain_products import ChainVector as ChainVector
+from jaxgrad._chain_products import chain_ggn_product as chain_ggn_product
+from jaxgrad._chain_products import chain_hvp as chain_hvp
 from jaxgrad._checks import validate as validate
 from jaxgrad._cross_entropy import cross_entropy as cross_entropy
 from jaxgrad._cross_entropy import cross_entropy_grad as cross_entropy_grad
@@ -37,8 +40,17 @@ from jaxgrad._divergences import nats_to_bits as nats_to_bits
 from jaxgrad._gaussian_kl import gaussian_kl as gaussian_kl
 from jaxgrad._gaussian_kl import gaussian_kl_grad as gaussian_kl_grad
 from jaxgrad._gaussian_kl import gaussian_kl_hessian as gaussian_kl_hessian
+from jaxgrad._head import linear_cross_entropy as linear_cross_entropy
 from jaxgrad._head_hessian import HeadHessian as HeadHessian
 from jaxgrad._head_hessian import head_hessian as head_hessian
+from jaxgrad._head_products import HeadVector as HeadVector
+from jaxgrad._head_products import linear_cross_entropy_ggn_product as linear_cross_entropy_ggn_product
+from jaxgrad._head_products import linear_cross_entropy_hvp as linear_cross_entropy_hvp
+from jaxgrad._head_statistics import HeadLogProbs as HeadLogProbs
+from jaxgrad._head_statistics import linear_cross_entropy_ggn_diagonal as linear_cross_entropy_ggn_diagonal
+from jaxgrad._head_statistics import linear_cross_entropy_grad_gram as linear_cross_entropy_grad_gram
+from jaxgrad._head_statistics import linear_cross_entropy_grad_norms as linear_cross_entropy_grad_norms
+from jaxgrad._head_statistics import linear_log_probs as linear_log_probs
 from jaxgrad._model_divergences import forward_kl as forward_kl
 from jaxgrad._model_divergences import forward_kl_grad as forward_kl_grad
 from jaxgrad._model_divergences import forward_kl_hessian as forward_kl_hessian

@@ -36,7 +36,7 @@ def as_array(name: str, x: ArrayLike) -> jax.Array:
         raise TypeError(f"{name}: expected an array, got {type(x).__name__}; pass a JAX or NumPy array") from error
 
 
-def as_targets(name: str, y: ArrayLike, logits: jax.Array) -> jax.Array:
+def as_targets(name: str, y: ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """`y` as class ids `logits.shape[:-1]` of an integer dtype, or distributions `logits.shape` of a floating one."""
     y = as_array(name, y)
     ids, distributions = logits.shape[:-1], logits.shape

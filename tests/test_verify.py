@@ -216,7 +216,7 @@ def test_verify_runs_on_a_users_file(tmp_path, capsys):
     assert main(["verify", "--data", file, "--only", "ce-3", "chain-3", "chain-4", "--json", str(report), "--markdown", str(page)]) == 0
     assert "chain-4 skipped: the file has no params, inputs" in capsys.readouterr().out
     found = json.loads(report.read_text())
-    assert [row["id"] for row in found["rows"]] == ["ce-3", "ce-3", "chain-3"]
+    assert [row["id"] for row in found["rows"]] == ["ce-3", "ce-3", "chain-3", "chain-3"]
     assert all(row["holds"] for row in found["rows"])
     assert "| ce-3 |" in page.read_text()
 

@@ -12,6 +12,7 @@ from jaxgrad.verify import _arbiter as exact
 from jaxgrad.verify import _definitions as plain
 from jaxgrad.verify._chain_identities import chain_identities
 from jaxgrad.verify._divergence_identities import divergence_identities
+from jaxgrad.verify._head_identities import head_identities
 from jaxgrad.verify._identity import Identity
 from jaxgrad.verify._operator_identities import operator_identities
 from jaxgrad.verify._routes import keeps_probs, pairwise_scale
@@ -21,7 +22,7 @@ Array = np.ndarray
 
 
 def identities() -> list[Identity]:
-    """The table: the classifier and its loss, the chain, the operator, the divergences."""
+    """The table: the classifier and its loss, the chain, the head in blocks, the operator, the divergences."""
     one_hot = lambda labels, z: jax.nn.one_hot(labels, z.shape[-1], dtype=z.dtype)
     ids = lambda function: lambda z, c: function(z, np.eye(z.shape[-1], dtype=int)[c])
     plain_ids = lambda z, c: plain.cross_entropy(z, one_hot(c, z))
@@ -150,6 +151,7 @@ def identities() -> list[Identity]:
             laws=lambda closed: {"at most 1/4": bool((closed <= 0.25 * (1 + 4 * jnp.finfo(closed.dtype).eps)).all())},
         ),
         *chain_identities(),
+        *head_identities(),
         *operator_identities(),
         *divergence_identities(),
     ]

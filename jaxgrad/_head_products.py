@@ -1,0 +1,233 @@
+"""Second-order products of a large head in closed form, recomputed in blocks of classes rather than stored.
+
+For L = Σ_n w_n ℓ_n and a direction (ė, V, ḃ), with u = W ė + V e + ḃ the derivative of the logits z:
+
+    g = J u = p ∘ (u − ⟨p, u⟩)                                            softmax-3
+    GGN:      (Wᵀ g,          Σ_n w_n g eᵀ,            Σ_n w_n g)         hess-2, hess-3, hess-6: it is the Fisher
+    Hessian:  (Wᵀ g + Vᵀ r,   Σ_n w_n (g eᵀ + r ėᵀ),   Σ_n w_n g)         hess-4, hess-7: r = p − y
+
+One pass over the head finds the normaliser and ⟨p, u⟩, a second one the products. Differences are taken from a class k, the
+target, so that where p_k rounds to 1 the k-th entry of g is −p_k Σ_{j≠k} p_j (u_j − u_k).
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxgrad import _checks
+from jaxgrad._blocks import as_linear_head, begins, block_of, block_size_for
+
+Triple = tuple[jax.Array, jax.Array, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HeadVector:
+    """A direction in the features (..., d), the head (C, d) and the bias (C,), or a product; None for what is held."""
+
+    features: jax.Array | None = None
+    head: jax.Array | None = None
+    bias: jax.Array | None = None
+
+
+def linear_cross_entropy_hvp(
+    features: ArrayLike,
+    head: ArrayLike,
+    targets: ArrayLike,
+    along: HeadVector,
+    *,
+    bias: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    block_size: int | None = None,
+) -> HeadVector:
+    """The Hessian of L = Σ_n w_n ℓ_n in features, head and bias, times a direction (hess-2, hess-3, hess-4).
+
+    It is what `jax.jvp` of the gradient of `linear_cross_entropy` gives, in two passes over the head; what the direction
+    leaves out as None is held, and has no product.
+
+    Args:
+      features: e, (..., d), floating.
+      head: W, (C, d), floating.
+      targets: class ids (...) or distributions (..., C), read in blocks.
+      along: the direction, each part in the shape of what it moves.
+      bias: b, (C,), floating; −inf masks a class.
+      weights: w, (...), floating; 1/N for each of the N examples by default. With weight 0 an example does not count.
+      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+
+    Returns:
+      The product, in the shapes and dtypes of features, head and bias; computed in at least float32.
+
+    Raises:
+      TypeError, ValueError, IndexError: as `linear_cross_entropy`.
+
+    Source: Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147.
+    """
+    return _checked_product(features, head, targets, along, bias, weights, block_size, residual=True)
+
+
+def linear_cross_entropy_ggn_product(
+    features: ArrayLike,
+    head: ArrayLike,
+    targets: ArrayLike,
+    along: HeadVector,
+    *,
+    bias: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    block_size: int | None = None,
+) -> HeadVector:
+    """The generalised Gauss–Newton matrix of L = Σ_n w_n ℓ_n in features, head and bias, times a direction (hess-6, hess-7).
+
+    It is also the product with the Fisher information, and in the head and bias alone with the Hessian.
+
+    Args:
+      features: e, (..., d), floating.
+      head: W, (C, d), floating.
+      targets: class ids (...) or distributions (..., C), of which only the sums enter.
+      along: the direction, each part in the shape of what it moves.
+      bias: b, (C,), floating; −inf masks a class.
+      weights: w, (...), floating; 1/N for each of the N examples by default.
+      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+
+    Returns:
+      The product, in the shapes and dtypes of features, head and bias; computed in at least float32.
+
+    Raises:
+      TypeError, ValueError, IndexError: as `linear_cross_entropy`.
+
+    Source: Schraudolph 2002, doi:10.1162/08997660260028683.
+    """
+    return _checked_product(features, head, targets, along, bias, weights, block_size, residual=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A checked batch as rows: e (N, d), W (C, d), b (C,), y (N,) or (N, C), w (N,), and a class (N,) to take differences from."""
+
+    features: jax.Array  # in the dtype to compute in, as the weights
+    head: jax.Array
+    bias: jax.Array | None
+    targets: jax.Array
+    weights: jax.Array  # 1/N unless given, NaN at a class id outside [0, C)
+    reference: jax.Array
+    size: int  # of a block
+
+    @classmethod
+    def of(cls, features: ArrayLike, head: ArrayLike, targets: ArrayLike, bias: ArrayLike | None, weights: ArrayLike | None, block_size: int | None) -> "Rows":
+        """From what the public functions take."""
+        e, w, b = as_linear_head(features, head, bias)
+        y = _checks.as_targets("targets", targets, jax.ShapeDtypeStruct((*e.shape[:-1], w.shape[0]), e.dtype))
+        ids = jnp.issubdtype(y.dtype, jnp.integer)
+        wide = _checks.compute_dtype(e, w, *(x for x in (b, None if ids else y) if x is not None))
+        scale = jnp.full(e.shape[:-1], 1 / max(math.prod(e.shape[:-1]), 1), wide)
+        if weights is not None:
+            scale = _checks.as_floating("weights", weights).astype(wide)
+            _checks.same_shape("weights", scale, e.shape[:-1], "one for each example")
+        if ids:
+            _checks.ids_in_range("targets", y, w.shape[0], None)
+            scale = jnp.where((y >= 0) & (y < w.shape[0]), scale, jnp.nan)
+            y = reference = jnp.clip(y, 0, w.shape[0] - 1).astype(jnp.int32).reshape(-1)
+        else:
+            y = y.reshape(-1, w.shape[0])
+            reference = y.argmax(-1).astype(jnp.int32)
+        rows = e.reshape(-1, e.shape[-1]).astype(wide)
+        return cls(rows, w, b, y, scale.reshape(-1), reference, block_size_for(rows.shape[0], w.shape[0], block_size))
+
+
+def _checked_product(
+    features: ArrayLike,
+    head: ArrayLike,
+    targets: ArrayLike,
+    along: HeadVector,
+    bias: ArrayLike | None,
+    weights: ArrayLike | None,
+    block_size: int | None,
+    *,
+    residual: bool,
+) -> HeadVector:
+    rows = Rows.of(features, head, targets, bias, weights, block_size)
+    e = jnp.asarray(features)
+    for name, like in (("features", e), ("head", rows.head), ("bias", rows.bias)):
+        part = getattr(along, name)
+        if part is not None:
+            if like is None:
+                raise ValueError(f"along.{name}: expected None without a {name}, got shape {jnp.shape(part)}; pass {name}=, zeros if need be")
+            _checks.same_shape(f"along.{name}", _checks.as_floating(f"along.{name}", part), like.shape, f"that of the {name}")
+    if not jax.tree.leaves(along):
+        raise ValueError("along: expected a direction in features, head or bias, got none; pass for example HeadVector(head=...)")
+    along = jax.tree.map(jnp.asarray, along)
+    if along.features is not None:
+        along = dataclasses.replace(along, features=along.features.reshape(rows.features.shape).astype(rows.features.dtype))
+    product = _product(rows, along, residual=residual)
+    return HeadVector(
+        None if product.features is None else product.features.reshape(e.shape).astype(e.dtype),
+        None if product.head is None else product.head.astype(rows.head.dtype),
+        None if product.bias is None or rows.bias is None else product.bias.astype(rows.bias.dtype),
+    )
+
+
+def _product(rows: Rows, along: HeadVector, *, residual: bool) -> HeadVector:
+    """The product of a direction given as rows, in the dtype to compute in."""
+    e, w, k, size = rows.features, rows.head, rows.reference, rows.size
+    de, dw, db = along.features, along.head, along.bias
+    factors: list[tuple[jax.Array, jax.Array, jax.Array | None]] = [] if de is None else [(de, w, None)]  # of the terms of u
+    if dw is not None:
+        factors.append((e, dw, db))
+    elif db is not None:
+        factors.append((e[:, :0], w[:, :0], db))
+    derivative = lambda begin: sum(block_of(*factor, begin, size).logits for factor in factors)
+    z_k = _logit_of(e, w, rows.bias, k)
+    u_k = jnp.stack([_logit_of(*factor, k) for factor in factors]).sum(0)
+
+    def normalise(carry: Triple, begin: jax.Array) -> tuple[Triple, None]:
+        top, total, moment = carry
+        block = block_of(e, w, rows.bias, begin, size)
+        others = block.beside(k)
+        new_top = jnp.maximum(top, jnp.where(others, block.logits, -jnp.inf).max(-1))
+        shift = jnp.where(new_top == -jnp.inf, 0, new_top)
+        exps = jnp.exp(jnp.where(others, block.logits - shift[:, None], -jnp.inf))
+        moved = (exps * (derivative(begin) - u_k[:, None])).sum(-1)
+        return (new_top, total * jnp.exp(top - shift) + exps.sum(-1), moment * jnp.exp(top - shift) + moved), None
+
+    zero = jnp.zeros_like(rows.weights)
+    (top, total, moment), _ = lax.scan(normalise, (zero - jnp.inf, zero, zero), begins(w.shape[0], size))
+    log_others = top + jnp.log(total)
+    p_k, p_others = jax.nn.sigmoid(z_k - log_others), jax.nn.sigmoid(log_others - z_k)
+    mean = p_others * jnp.where(total == 0, 0, moment / total)  # ⟨p, u⟩ − u_k
+    ids = rows.targets.ndim == 1
+    y_k = 1 if ids else jnp.take_along_axis(rows.targets, k[:, None], axis=-1)[:, 0].astype(e.dtype)
+    total_y = jnp.ones_like(zero) if ids else rows.targets.sum(-1, dtype=e.dtype)
+    r_k = (total_y - y_k) * p_k - y_k * p_others
+
+    def multiply(out: HeadVector, begin: jax.Array) -> tuple[HeadVector, None]:
+        block = block_of(e, w, rows.bias, begin, size)
+        at_k, column = block.at(k), lambda x: x[:, None]
+        share = jnp.exp(jnp.where(block.beside(k), block.logits - column(jnp.where(total == 0, 0, log_others)), -jnp.inf))
+        probs = jnp.where(at_k, column(p_k), column(p_others) * share)
+        g = column(rows.weights * total_y) * probs * jnp.where(at_k, column(-mean), derivative(begin) - column(u_k + mean))
+        by_features, by_head, by_bias = out.features, out.head, out.bias
+        part = lambda x: lax.dynamic_slice_in_dim(x, block.start, size).astype(e.dtype)
+        add = lambda x, term: lax.dynamic_update_slice_in_dim(x, part(x) + term, block.start, axis=0)
+        r = g
+        if residual:
+            y = 0 if ids else jnp.where(block.beside(k), block.cut(rows.targets).astype(e.dtype), 0)
+            r = column(rows.weights) * jnp.where(at_k, column(r_k), column(total_y) * probs - y)
+        if de is not None:
+            by_features = by_features + g @ part(w) + (r @ part(dw) if residual and dw is not None else 0)
+        if dw is not None:
+            by_head = add(by_head, (e.T @ g).T + ((de.T @ r).T if residual and de is not None else 0))
+        if db is not None:
+            by_bias = add(by_bias, g.sum(0))
+        return HeadVector(by_features, by_head, by_bias), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=e.dtype), along)
+    return lax.scan(multiply, zeros, begins(w.shape[0], size))[0]
+
+
+def _logit_of(e: jax.Array, w: jax.Array, b: jax.Array | None, k: jax.Array) -> jax.Array:
+    """(W e + b)_k, (N,)."""
+    z = (e * w[k].astype(e.dtype)).sum(-1)
+    return z if b is None else z + b[k].astype(e.dtype)

@@ -1,0 +1,235 @@
+"""What one reads off a large head besides its loss, in blocks of classes: log-probabilities, entropy, sizes of gradients.
+
+log p_j = z_j − log Σ e^z;   H(p) = −Σ p log p
+‖∂ℓ_n/∂(W, b)‖² = ‖r_n‖² (‖e_n‖² + 1),   Gram matrix (R Rᵀ) ∘ (E Eᵀ + 1)      psg-1    r = p − y
+diagonal of the GGN in W: Σ_n w_n p_j (1 − p_j) e_d²,   trace Σ_n w_n (1 − ‖p‖²) ‖e‖²      hess-3
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from jaxgrad import _checks
+from jaxgrad._blocks import as_linear_head, begins, block_of, block_size_for
+from jaxgrad._head import class_sums
+from jaxgrad._head_products import HeadVector, Rows
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class HeadLogProbs:
+    """Of each example (...): log Σ e^z, the entropy, the log-probabilities of the ids asked for, and the k largest with their classes."""
+
+    logsumexp: jax.Array  # (...)
+    entropy: jax.Array  # (...)
+    of_ids: jax.Array | None  # (..., M)
+    top: jax.Array  # (..., k), falling
+    top_ids: jax.Array  # (..., k)
+
+
+def linear_log_probs(
+    features: ArrayLike,
+    head: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    ids: ArrayLike | None = None,
+    top_k: int = 1,
+    block_size: int | None = None,
+) -> HeadLogProbs:
+    """Log-probabilities, entropy and log Σ e^z of softmax(W e + b), in nats, in one pass over the head.
+
+    Args:
+      features: e, (..., d), floating.
+      head: W, (C, d), floating.
+      bias: b, (C,), floating; −inf masks a class.
+      ids: (..., M), integer: M classes of each example whose log-probabilities are wanted; NaN outside [0, C).
+      top_k: how many of the largest log-probabilities, at most C.
+      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+
+    Returns:
+      A `HeadLogProbs`, at least float32.
+
+    Raises:
+      TypeError, ValueError: a dtype or a shape does not fit.
+      IndexError: one of `ids` is outside [0, C) and its value is known (outside `jit`).
+
+    Source: Milakov and Gimelshein 2018, arXiv:1805.02867.
+    """
+    e, w, b = as_linear_head(features, head, bias)
+    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 <= top_k <= w.shape[0]:
+        raise ValueError(f"top_k: expected an int from 0 to the {w.shape[0]} classes, got {top_k!r}; pass 0 for none")
+    wide = _checks.compute_dtype(e, w, *([] if b is None else [b]))
+    rows = e.reshape(-1, e.shape[-1]).astype(wide)
+    size = block_size_for(rows.shape[0], w.shape[0], block_size)
+
+    def add(carry: Any, begin: jax.Array) -> tuple[Any, None]:
+        shift, rest, inner, best, best_ids = carry  # rest = Σ e^{z − shift} − 1, which does not round to 0
+        block = block_of(rows, w, b, begin, size)
+        z = block.logits if block.new is None else jnp.where(block.new, block.logits, -jnp.inf)
+        new_shift = jnp.maximum(shift, z.max(-1))
+        finite = jnp.where(new_shift == -jnp.inf, 0, new_shift)
+        below, scale, counted = z - finite[:, None], jnp.exp(shift - finite), jnp.where(shift == -jnp.inf, 0, 1 + rest)
+        exps = jnp.exp(below)
+        ties = (below == 0).sum(-1, dtype=wide)
+        rest = jnp.where(shift == new_shift, rest + ties, counted * scale + (ties - 1)) + jnp.where(below == 0, 0, exps).sum(-1)
+        inner = scale * (inner + jnp.where(counted == 0, 0, (shift - finite) * counted)) + jnp.where(exps == 0, 0, exps * below).sum(-1)
+        largest, at = lax.top_k(z, min(top_k, size))
+        best, order = lax.top_k(jnp.concatenate([best, largest], axis=-1), top_k)
+        best_ids = jnp.take_along_axis(jnp.concatenate([best_ids, block.start + at], axis=-1), order, axis=-1)
+        return (new_shift, rest, inner, best, best_ids), None
+
+    zero = jnp.zeros(rows.shape[0], wide)
+    start = zero - jnp.inf, zero, zero, jnp.full((rows.shape[0], top_k), -jnp.inf, wide), jnp.zeros((rows.shape[0], top_k), jnp.int32)
+    (shift, rest, inner, best, best_ids), _ = lax.scan(add, start, begins(w.shape[0], size))
+    logsumexp = shift + jnp.log1p(rest)
+    of_ids = None
+    if ids is not None:
+        ids = _checks.as_array("ids", ids)
+        if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.shape[:-1] != e.shape[:-1] or ids.ndim != e.ndim:
+            raise ValueError(f"ids: expected integers of shape {e.shape[:-1]} + (M,), got {ids.dtype} of shape {ids.shape}; add an axis for one class each")
+        _checks.ids_in_range("ids", ids, w.shape[0], None)
+        flat = ids.reshape(rows.shape[0], ids.shape[-1])
+        at = jnp.clip(flat, 0, w.shape[0] - 1)
+        z = jnp.einsum("nd,nmd->nm", rows, w[at].astype(wide)) + (0 if b is None else b[at].astype(wide))
+        of_ids = jnp.where((flat >= 0) & (flat < w.shape[0]), z - logsumexp[:, None], jnp.nan).reshape(ids.shape)
+    lead = e.shape[:-1]
+    return HeadLogProbs(
+        logsumexp.reshape(lead),
+        (jnp.log1p(rest) - inner / (1 + rest)).reshape(lead),
+        of_ids,
+        (best - logsumexp[:, None]).reshape(*lead, top_k),
+        best_ids.reshape(*lead, top_k),
+    )
+
+
+class _Probabilities(NamedTuple):
+    """Those of a block of classes from `start` on, (N, B); 0 where a class was counted in the block before."""
+
+    start: jax.Array
+    probs: jax.Array  # p
+    complement: jax.Array  # 1 − p
+    residual: jax.Array  # p Σy − y
+
+
+def _fold(rows: Rows, step: Callable[[jax.Array, _Probabilities], jax.Array], start: jax.Array) -> jax.Array:
+    """step(… step(start, first block) …, last block)."""
+    e, k, column = rows.features, rows.reference, lambda x: x[:, None]
+    log_others, z_k, *_ = class_sums(rows.size, None, (e, rows.head, rows.bias, None), k, None)
+    p_k, p_others = jax.nn.sigmoid(z_k - log_others), jax.nn.sigmoid(log_others - z_k)
+    ids = rows.targets.ndim == 1
+    valid = jnp.where(jnp.isnan(rows.weights), jnp.nan, 1).astype(e.dtype)
+    total_y = valid if ids else rows.targets.sum(-1, dtype=e.dtype)
+    y_k = valid if ids else jnp.take_along_axis(rows.targets, column(k), axis=-1)[:, 0].astype(e.dtype)
+    r_k = (total_y - y_k) * p_k - y_k * p_others
+
+    def add(total: jax.Array, begin: jax.Array) -> tuple[jax.Array, None]:
+        block = block_of(e, rows.head, rows.bias, begin, rows.size)
+        at_k, beside = block.at(k), block.beside(k)
+        finite = jnp.where(log_others == -jnp.inf, 0, log_others)
+        probs = jnp.where(at_k, column(p_k), jnp.exp(jnp.where(beside, block.logits - column(finite), -jnp.inf)) * column(p_others))
+        y = 0 if ids else jnp.where(beside, block.cut(rows.targets).astype(e.dtype), 0)
+        residual = jnp.where(at_k, column(r_k), column(total_y) * probs - y)
+        return step(total, _Probabilities(block.start, probs, jnp.where(at_k, column(p_others), 1 - probs), residual)), None
+
+    return lax.scan(add, start, begins(rows.head.shape[0], rows.size))[0]
+
+
+def linear_cross_entropy_grad_norms(
+    features: ArrayLike, head: ArrayLike, targets: ArrayLike, *, bias: ArrayLike | None = None, block_size: int | None = None
+) -> jax.Array:
+    """The norm of the gradient of each loss in the head, and in the bias if there is one: ‖p − y‖ √(‖e‖² + 1) (psg-1).
+
+    It is the root of a sum of squares: in float32 what is below about 1e-19 underflows to 0.
+
+    Args:
+      features: e, (..., d), floating.
+      head: W, (C, d), floating.
+      targets: class ids (...) or distributions (..., C), read in blocks.
+      bias: b, (C,), floating; −inf masks a class. Without one it is ‖p − y‖ ‖e‖.
+      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+
+    Returns:
+      (...), at least float32.
+
+    Raises:
+      TypeError, ValueError, IndexError: as `linear_cross_entropy`.
+
+    Source: Goodfellow 2015, arXiv:1510.01799.
+    """
+    rows = Rows.of(features, head, targets, bias, None, block_size)
+    squares = _fold(rows, lambda total, at: total + (at.residual**2).sum(-1), jnp.zeros_like(rows.weights))
+    return jnp.sqrt(squares * ((rows.features**2).sum(-1) + (0 if bias is None else 1))).reshape(jnp.shape(features)[:-1])
+
+
+def linear_cross_entropy_grad_gram(
+    features: ArrayLike, head: ArrayLike, targets: ArrayLike, *, bias: ArrayLike | None = None, block_size: int | None = None
+) -> jax.Array:
+    """The inner products of the gradients of the losses in head and bias, ((p − y)(p − y)ᵀ) ∘ (e eᵀ + 1) (psg-1).
+
+    Args:
+      features: e, (..., d), floating; its leading axes become one, of N examples.
+      head: W, (C, d), floating.
+      targets: class ids (...) or distributions (..., C), read in blocks.
+      bias: b, (C,), floating; −inf masks a class. Without one the + 1 is left out.
+      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+
+    Returns:
+      (N, N), at least float32.
+
+    Raises:
+      TypeError, ValueError, IndexError: as `linear_cross_entropy`.
+
+    Source: Goodfellow 2015, arXiv:1510.01799.
+    """
+    rows = Rows.of(features, head, targets, bias, None, block_size)
+    num_rows = rows.features.shape[0]
+    residuals = _fold(rows, lambda total, at: total + at.residual @ at.residual.T, jnp.zeros((num_rows, num_rows), rows.features.dtype))
+    return residuals * (rows.features @ rows.features.T + (0 if bias is None else 1))
+
+
+def linear_cross_entropy_ggn_diagonal(
+    features: ArrayLike,
+    head: ArrayLike,
+    targets: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    block_size: int | None = None,
+) -> HeadVector:
+    """The diagonal of the Gauss–Newton matrix of Σ_n w_n ℓ_n in head and bias, Σ_n w_n p_j (1 − p_j) e_d² (hess-3).
+
+    It is also that of the Hessian and of the Fisher information; its sum is the trace, Σ_n w_n (1 − ‖p_n‖²)(‖e_n‖² + 1).
+
+    Args:
+      features: e, (..., d), floating.
+      head: W, (C, d), floating.
+      targets: class ids (...) or distributions (..., C), of which only the sums enter.
+      bias: b, (C,), floating; −inf masks a class.
+      weights: w, (...), floating; 1/N for each of the N examples by default.
+      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+
+    Returns:
+      A `HeadVector` of head (C, d), and bias (C,) if there is one, at least float32.
+
+    Raises:
+      TypeError, ValueError, IndexError: as `linear_cross_entropy`.
+
+    Source: Böhning 1992, doi:10.1007/BF00048682.
+    """
+    rows = Rows.of(features, head, targets, bias, weights, block_size)
+    scale = rows.weights * (1 if rows.targets.ndim == 1 else rows.targets.sum(-1, dtype=rows.weights.dtype))
+    ones = jnp.ones_like(scale)[:, None]
+    squares = rows.features**2 if bias is None else jnp.concatenate([rows.features**2, ones], axis=-1)
+
+    def add(total: jax.Array, at: _Probabilities) -> jax.Array:
+        before = lax.dynamic_slice_in_dim(total, at.start, rows.size)
+        return lax.dynamic_update_slice_in_dim(total, before + (squares.T @ (scale[:, None] * at.probs * at.complement)).T, at.start, axis=0)
+
+    diagonal = _fold(rows, add, jnp.zeros((rows.head.shape[0], squares.shape[1]), squares.dtype))
+    width = rows.features.shape[1]
+    return HeadVector(head=diagonal[:, :width], bias=None if bias is None else diagonal[:, width])

@@ -1,0 +1,139 @@
+"""A head sharded over data and vocabulary gives what it gives on one device, and no logits cross the vocabulary axis."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import jaxgrad as jg
+
+N, C, D = 8, 52, 6
+RNG = np.random.default_rng(0)
+E, W, B = (RNG.normal(size=shape).astype(np.float32) for shape in ((N, D), (C, D), (C,)))
+ALONG = tuple(RNG.normal(size=x.shape).astype(np.float32) for x in (E, W, B))
+IDS = RNG.integers(0, C, N).astype(np.int32)
+SOFT = np.exp(RNG.normal(size=(N, C))).astype(np.float32)
+WHERE = np.arange(N) % 3 != 1
+
+
+def results(e, w, b, targets, where, along, *, vocab_axis=None):
+    """Losses, gradient, and the product of the Hessian with `along` in three orders."""
+    losses = lambda e, w, b: jg.linear_cross_entropy(e, w, targets, bias=b, where=where, block_size=4, vocab_axis=vocab_axis)
+    total = lambda x: losses(*x).sum()
+    grad, x = jax.grad(total), (e, w, b)
+    inner = lambda x: sum((a * b).sum() for a, b in zip(grad(x), along, strict=True))
+    products = jax.jvp(grad, (x,), (along,))[1], jax.grad(inner)(x), jax.grad(lambda x: jax.jvp(total, (x,), (along,))[1])(x)
+    return losses(*x), grad(x), products
+
+
+def assert_same(found, expected):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, expected)
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(("data", "vocab"), [("data", "vocab"), (None, "vocab"), ("data", None)])
+@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "distributions"])
+def test_sharded_arrays_under_jit(axis_type, data, vocab, targets):
+    mesh = jax.make_mesh((2, 2), ("data", "vocab"), axis_types=(axis_type,) * 2)
+    specs = P(data), P(vocab), P(vocab), P(data) if targets.ndim == 1 else P(data, vocab), P(data)
+    with jax.set_mesh(mesh):
+        put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+        given = [put(x, spec) for x, spec in zip((E, W, B, targets, WHERE), specs, strict=True)]
+        along = tuple(put(x, spec) for x, spec in zip(ALONG, specs, strict=False))
+        found = jax.jit(results, static_argnames="vocab_axis")(*given, along, vocab_axis=vocab)
+    assert_same(found, jax.jit(results)(E, W, B, targets, WHERE, ALONG))
+
+
+@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "distributions"])
+def test_shares_under_shard_map(targets):
+    mesh = jax.make_mesh((2, 2), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
+    specs = P("data"), P("vocab"), P("vocab"), P("data") if targets.ndim == 1 else P("data", "vocab"), P("data")
+    losses = lambda e, w, b, y, where: jg.linear_cross_entropy(e, w, y, bias=b, where=where, vocab_axis="vocab")
+    sharded = jax.shard_map(losses, mesh=mesh, in_specs=specs, out_specs=P("data"))
+    plain = lambda e, w, b, y, where: jg.linear_cross_entropy(e, w, y, bias=b, where=where)
+
+    def both(f, x, along, *rest):
+        grad = jax.grad(lambda x: f(*x, *rest).sum())
+        return f(*x, *rest), grad(x), jax.jvp(grad, (x,), (along,))[1]
+
+    given = (E, W, B), ALONG, targets, WHERE
+    found, expected = jax.jit(lambda *given: (both(sharded, *given), both(plain, *given)))(*given)
+    assert_same(found, expected)
+
+
+def collectives(compiled):
+    """The shapes that cross a mesh axis in a compiled program, by operation."""
+    found = re.findall(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(?:-start)?\(", compiled.as_text())
+    return {(operation, tuple(int(n) for n in dims.split(",") if n)) for shapes, operation in found for dims in re.findall(r"\[([\d,]*)\]", shapes)}
+
+
+def test_only_sums_for_each_example_and_the_gradient_of_features_cross_the_vocabulary():
+    mesh = jax.make_mesh((4,), ("vocab",), axis_types=(AxisType.Auto,))
+    with jax.set_mesh(mesh):
+        put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
+        e, w, b = put(E, P()), put(W, P("vocab")), put(B, P("vocab"))
+        along = tuple(put(x, spec) for x, spec in zip(ALONG, (P(), P("vocab"), P("vocab")), strict=True))
+        given = e, w, b, put(IDS, P()), put(WHERE, P()), along
+        found = collectives(jax.jit(results, static_argnames="vocab_axis").lower(*given, vocab_axis="vocab").compile())
+        gathered = collectives(jax.jit(results).lower(*given).compile())
+    assert {operation for operation, _ in found} == {"all-reduce"}
+    assert {shape for _, shape in found} <= {(), (N,), (N, D)}
+    assert not {shape for _, shape in gathered} <= {(), (N,), (N, D)}  # without the axis, the head itself crosses: the test can see it
+
+
+def test_classes_must_divide_among_the_devices():
+    with jax.set_mesh(jax.make_mesh((4,), ("vocab",), axis_types=(AxisType.Auto,))), pytest.raises(ValueError, match="head: expected the 53 classes to divide"):
+        jg.linear_cross_entropy(E, np.zeros((53, D), np.float32), IDS, vocab_axis="vocab")
+
+
+PROCESS = """
+import sys
+from pathlib import Path
+import jax
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+port, process = sys.argv[1:]
+jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=int(process))
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from test_head_mesh import ALONG, B, E, IDS, W, WHERE, assert_same, results
+
+mesh = jax.make_mesh((2, 2), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2, devices=np.array(jax.devices()).reshape(2, 2).T.ravel())
+specs = P("data"), P("vocab"), P("vocab"), P("data"), P("data")
+put = lambda x, spec: jax.make_array_from_callback(x.shape, NamedSharding(mesh, spec), lambda index: x[index])
+expected = jax.tree.map(np.asarray, jax.jit(results)(E, W, B, IDS, WHERE, ALONG))
+with jax.set_mesh(mesh):
+    given = [put(x, spec) for x, spec in zip((E, W, B, IDS, WHERE), specs, strict=True)]
+    along = tuple(put(x, spec) for x, spec in zip(ALONG, specs, strict=False))
+    found = jax.jit(results, static_argnames="vocab_axis")(*given, along, vocab_axis="vocab")
+    assert_same(process_allgather(found, tiled=True), expected)
+    print("same", {device.process_index for device in mesh.devices[0]})
+"""
+
+
+def test_two_processes_share_the_vocabulary():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    paths = os.pathsep.join([str(Path(__file__).parent), str(Path(jg.__file__).parents[1])])
+    start = lambda process: subprocess.Popen(
+        [sys.executable, "-c", PROCESS, port, process], env={**os.environ, "PYTHONPATH": paths}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    processes = [start("0"), start("1")]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=300)
+            assert "same {0, 1}" in output, output
+    finally:
+        for process in processes:
+            process.kill()
