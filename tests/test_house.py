@@ -43,7 +43,6 @@ MAY_IMPORT = {
     "_per_example": LOSSES | {"_chain"},
     "_head_hessian": LOSSES | {"_chain", "_pytree_operators"},
     "_chain_hessian": LOSSES | {"_chain", "_head_hessian", "_pytree_operators"},
-    "_head": LOSSES,
     "_blocks": GROUND,
     "_head": GROUND | {"_blocks"},
     "_head_products": GROUND | {"_blocks"},
