@@ -45,6 +45,7 @@ from jaxgrad._probability_divergences import generalized_kl_divergence_hessian a
 from jaxgrad._probability_divergences import kl_divergence_probs as kl_divergence_probs
 from jaxgrad._probability_divergences import kl_divergence_probs_grad as kl_divergence_probs_grad
 from jaxgrad._probability_divergences import kl_divergence_probs_hessian as kl_divergence_probs_hessian
+from jaxgrad._pytree_operators import PytreeOperator as PytreeOperator
 from jaxgrad._softmax import SoftmaxJacobian as SoftmaxJacobian
 from jaxgrad._softmax import log_softmax as log_softmax
 from jaxgrad._softmax import logsumexp as logsumexp

@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "_exponentials": set(),
     "_linear": {"_checks"},
     "_operators": {"_checks"},
+    "_pytree_operators": {"_checks"},
     "_softmax": GROUND,
     "_cross_entropy": SOFTMAX,
     "_binary_cross_entropy": SOFTMAX,
