@@ -21,6 +21,10 @@ from jaxgrad._cross_entropy import cross_entropy_grad as cross_entropy_grad
 from jaxgrad._cross_entropy import cross_entropy_hessian as cross_entropy_hessian
 from jaxgrad._cross_entropy import entropy as entropy
 from jaxgrad._cross_entropy import entropy_grad as entropy_grad
+from jaxgrad._curvature import empirical_fisher as empirical_fisher
+from jaxgrad._curvature import fisher as fisher
+from jaxgrad._curvature import ggn as ggn
+from jaxgrad._curvature import hessian as hessian
 from jaxgrad._divergences import js_divergence as js_divergence
 from jaxgrad._divergences import js_divergence_grad as js_divergence_grad
 from jaxgrad._divergences import js_divergence_hessian as js_divergence_hessian

@@ -8,6 +8,7 @@ import abc
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -45,7 +46,7 @@ class PytreeOperator(abc.ABC):
 
     def diagonal(self) -> Any:
         """The exact diagonal, a tree shaped as the parameters, by P products."""
-        return _unravel(_by_basis(self, lambda column, j: column[j]), self.like)
+        return _unravel(_by_basis(self, _entry), self.like)
 
     def trace(self) -> jax.Array:
         """The exact trace, a scalar of at least float32, by P products."""
@@ -53,7 +54,7 @@ class PytreeOperator(abc.ABC):
 
     def to_dense(self) -> jax.Array:
         """The matrix (P, P), at least float32, whose row j is the product with the basis vector j."""
-        return _by_basis(self, lambda column, j: column)
+        return _by_basis(self, _whole)
 
     def __matmul__(self, other: Any) -> Any:
         """The product with one tree shaped as the parameters, or with a block (K, ...) of K trees.
@@ -141,6 +142,7 @@ class Multiple(PytreeOperator):
         return x * jnp.asarray(self.factor).astype(x.dtype)
 
 
+@partial(jax.jit, static_argnames="keep")
 def _by_basis(operator: PytreeOperator, keep: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
     """keep(A e_j, j) for each basis vector e_j, stacked (P, ...)."""
 
@@ -149,6 +151,14 @@ def _by_basis(operator: PytreeOperator, keep: Callable[[jax.Array, jax.Array], j
         return keep(_ravel(operator.matvec(_unravel(basis, operator.like))), j)
 
     return jax.lax.map(of, jnp.arange(operator.num_params), batch_size=COLUMNS_AT_ONCE)
+
+
+def _entry(column: jax.Array, j: jax.Array) -> jax.Array:
+    return column[j]
+
+
+def _whole(column: jax.Array, _: jax.Array) -> jax.Array:
+    return column
 
 
 def _wide(like: Any) -> jnp.dtype:
