@@ -25,6 +25,8 @@ from jaxgrad._curvature import empirical_fisher as empirical_fisher
 from jaxgrad._curvature import fisher as fisher
 from jaxgrad._curvature import ggn as ggn
 from jaxgrad._curvature import hessian as hessian
+from jaxgrad._data_sets import batched_curvature as batched_curvature
+from jaxgrad._data_sets import streamed_curvature as streamed_curvature
 from jaxgrad._divergences import js_divergence as js_divergence
 from jaxgrad._divergences import js_divergence_grad as js_divergence_grad
 from jaxgrad._divergences import js_divergence_hessian as js_divergence_hessian

@@ -27,7 +27,7 @@ from jaxgrad._softmax import SoftmaxJacobian
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Hessian(PytreeOperator):
+class Hessian(PytreeOperator):
     """θ̇ ↦ d/dθ (∇L) θ̇."""
 
     product: Callable[[Any], Any]  # a Partial: a pytree of the residuals
@@ -45,7 +45,7 @@ class _Hessian(PytreeOperator):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _GaussNewton(PytreeOperator):
+class GaussNewton(PytreeOperator):
     """Jᵀ M J for the Jacobian J of the outputs in the parameters, and a symmetric M on the outputs."""
 
     jacobian: Callable[[Any], Any]  # both are Partials: pytrees of the residuals
@@ -94,7 +94,7 @@ def hessian(loss_fn: Callable[[Any], jax.Array], params: Any) -> PytreeOperator:
     """
     params = _as_parameters("params", params)
     _, product = jax.linearize(jax.grad(_scalar("loss_fn(params)", loss_fn)), params)
-    return _Hessian(product, _Space.of(params))
+    return Hessian(product, _Space.of(params))
 
 
 def ggn(model_fn: Callable[[Any], Any], loss_fn: Callable[[Any], jax.Array], params: Any) -> PytreeOperator:
@@ -123,7 +123,7 @@ def ggn(model_fn: Callable[[Any], Any], loss_fn: Callable[[Any], jax.Array], par
     outputs = _as_parameters("model_fn(params)", outputs)
     _, inner = jax.linearize(jax.grad(_scalar("loss_fn(outputs)", loss_fn)), outputs)
     _refuse_linear(inner, outputs)
-    return _GaussNewton(jacobian, inner, _Space.of(params))
+    return GaussNewton(jacobian, inner, _Space.of(params))
 
 
 def fisher(
@@ -164,11 +164,11 @@ def fisher(
     logits = _checks.as_logits("model_fn(params)", logits)
     w = _as_weights(weights, logits.shape[:-1], logits)
     if key is None:
-        return _GaussNewton(jacobian, Partial(SoftmaxJacobian.matvec, SoftmaxJacobian(logits, w)), _Space.of(params))
+        return GaussNewton(jacobian, Partial(SoftmaxJacobian.matvec, SoftmaxJacobian(logits, w)), _Space.of(params))
     samples = num_samples or 1
     ids = jax.random.categorical(key, logits.astype(w.dtype), shape=(samples, *logits.shape[:-1]))
     residuals = jax.vmap(lambda y: cross_entropy_grad(logits.astype(w.dtype), y))(ids)
-    return _GaussNewton(jacobian, Partial(_sampled_inner, residuals, w / samples), _Space.of(params))
+    return GaussNewton(jacobian, Partial(_sampled_inner, residuals, w / samples), _Space.of(params))
 
 
 def empirical_fisher(losses_fn: Callable[[Any], jax.Array], params: Any, *, weights: ArrayLike | None = None) -> PytreeOperator:
@@ -197,7 +197,7 @@ def empirical_fisher(losses_fn: Callable[[Any], jax.Array], params: Any, *, weig
     if losses.ndim == 0:
         raise ValueError("losses_fn(params): expected one loss for each example, (N,), got a scalar; leave the mean or sum out, and give weights=")
     w = _as_weights(weights, losses.shape, losses)
-    return _GaussNewton(jacobian, Partial(_weigh, w), _Space.of(params))
+    return GaussNewton(jacobian, Partial(_weigh, w), _Space.of(params))
 
 
 # The symmetric matrices between J and Jᵀ are functions of a module, so that operators made twice have one structure.

@@ -39,6 +39,10 @@ class PytreeOperator(abc.ABC):
     def matvec(self, tree: Any) -> Any:
         """The product with one tree shaped as the parameters; `@` also checks the tree and takes blocks."""
 
+    def products(self, block: Any) -> Any:
+        """The products with a block (K, ...) of K trees; `@` also checks it."""
+        return jax.vmap(self.matvec)(block)
+
     @property
     def num_params(self) -> int:
         """P, how many numbers the parameters hold."""
@@ -46,11 +50,11 @@ class PytreeOperator(abc.ABC):
 
     def diagonal(self) -> Any:
         """The exact diagonal, a tree shaped as the parameters, by P products."""
-        return _unravel(_by_basis(self, _entry), self.like)
+        return unravel(_by_basis(self, _entry), self.like)
 
     def trace(self) -> jax.Array:
         """The exact trace, a scalar of at least float32, by P products."""
-        return _ravel(self.diagonal()).sum()
+        return ravel(self.diagonal()).sum()
 
     def to_dense(self) -> jax.Array:
         """The matrix (P, P), at least float32, whose row j is the product with the basis vector j."""
@@ -64,7 +68,7 @@ class PytreeOperator(abc.ABC):
           ValueError: the structure is not that of the parameters, or the shape of a leaf is neither; the leaf is named.
         """
         tree, is_block = _as_vectors(other, self.like)
-        return (jax.vmap(self.matvec) if is_block else self.matvec)(tree)
+        return self.products(tree) if is_block else self.matvec(tree)
 
     def __add__(self, other: "PytreeOperator") -> "PytreeOperator":
         """The sum of two operators over the same parameters."""
@@ -112,9 +116,17 @@ class Sum(PytreeOperator):
         """The sum of both products."""
         return jax.tree.map(jnp.add, self.first.matvec(tree), self.second.matvec(tree))
 
+    def products(self, block: Any) -> Any:
+        """The sum of both blocks of products."""
+        return jax.tree.map(jnp.add, self.first.products(block), self.second.products(block))
+
     def diagonal(self) -> Any:
         """The sum of both diagonals."""
         return jax.tree.map(jnp.add, self.first.diagonal(), self.second.diagonal())
+
+    def to_dense(self) -> jax.Array:
+        """The sum of both matrices."""
+        return self.first.to_dense() + self.second.to_dense()
 
 
 @jax.tree_util.register_dataclass
@@ -134,9 +146,17 @@ class Multiple(PytreeOperator):
         """The product, scaled."""
         return jax.tree.map(self._scale, self.operator.matvec(tree))
 
+    def products(self, block: Any) -> Any:
+        """The products, scaled."""
+        return jax.tree.map(self._scale, self.operator.products(block))
+
     def diagonal(self) -> Any:
         """The diagonal, scaled."""
         return jax.tree.map(self._scale, self.operator.diagonal())
+
+    def to_dense(self) -> jax.Array:
+        """The matrix, scaled."""
+        return self._scale(self.operator.to_dense())
 
     def _scale(self, x: jax.Array) -> jax.Array:
         return x * jnp.asarray(self.factor).astype(x.dtype)
@@ -147,8 +167,8 @@ def _by_basis(operator: PytreeOperator, keep: Callable[[jax.Array, jax.Array], j
     """keep(A e_j, j) for each basis vector e_j, stacked (P, ...)."""
 
     def of(j: jax.Array) -> jax.Array:
-        basis = (jnp.arange(operator.num_params) == j).astype(_wide(operator.like))
-        return keep(_ravel(operator.matvec(_unravel(basis, operator.like))), j)
+        basis = (jnp.arange(operator.num_params) == j).astype(wide_dtype(operator.like))
+        return keep(ravel(operator.matvec(unravel(basis, operator.like))), j)
 
     return jax.lax.map(of, jnp.arange(operator.num_params), batch_size=COLUMNS_AT_ONCE)
 
@@ -161,17 +181,18 @@ def _whole(column: jax.Array, _: jax.Array) -> jax.Array:
     return column
 
 
-def _wide(like: Any) -> jnp.dtype:
+def wide_dtype(like: Any) -> jnp.dtype:
+    """The dtype to compute in, at least float32."""
     return _checks.compute_dtype(*jax.tree.leaves(like))
 
 
-def _ravel(tree: Any) -> jax.Array:
+def ravel(tree: Any) -> jax.Array:
     """The leaves one after the other, (P,), at least float32."""
-    return jnp.concatenate([leaf.ravel().astype(_wide(tree)) for leaf in jax.tree.leaves(tree)])
+    return jnp.concatenate([leaf.ravel().astype(wide_dtype(tree)) for leaf in jax.tree.leaves(tree)])
 
 
-def _unravel(vector: jax.Array, like: Any) -> Any:
-    """The inverse of `_ravel`."""
+def unravel(vector: jax.Array, like: Any) -> Any:
+    """The inverse of `ravel`."""
     leaves, structure = jax.tree.flatten(like)
     ends = [sum(math.prod(leaf.shape) for leaf in leaves[: i + 1]) for i in range(len(leaves))]
     parts = jnp.split(vector, ends[:-1])

@@ -39,6 +39,7 @@ MAY_IMPORT = {
     "_chain": LOSSES,
     "_head": LOSSES,
     "_curvature": SOFTMAX | {"_cross_entropy", "_pytree_operators"},
+    "_data_sets": {"_checks", "_pytree_operators"},
     "_newton": GROUND | {"_curvature", "_pytree_operators"},
     "_spectrum": GROUND | {"_pytree_operators"},
     "__init__": EVERYTHING,
