@@ -43,6 +43,9 @@ from jaxgrad._model_divergences import forward_kl_hessian as forward_kl_hessian
 from jaxgrad._model_divergences import reverse_kl as reverse_kl
 from jaxgrad._model_divergences import reverse_kl_grad as reverse_kl_grad
 from jaxgrad._model_divergences import reverse_kl_hessian as reverse_kl_hessian
+from jaxgrad._newton import CurvatureState as CurvatureState
+from jaxgrad._newton import damped_solve as damped_solve
+from jaxgrad._newton import scale_by_curvature as scale_by_curvature
 from jaxgrad._operators import Diagonal as Diagonal
 from jaxgrad._operators import PairHessian as PairHessian
 from jaxgrad._probability_divergences import generalized_kl_divergence as generalized_kl_divergence
@@ -57,3 +60,13 @@ from jaxgrad._softmax import log_softmax as log_softmax
 from jaxgrad._softmax import logsumexp as logsumexp
 from jaxgrad._softmax import softmax as softmax
 from jaxgrad._softmax import softmax_jacobian as softmax_jacobian
+from jaxgrad._spectrum import Eigenpairs as Eigenpairs
+from jaxgrad._spectrum import Estimate as Estimate
+from jaxgrad._spectrum import SpectralDensity as SpectralDensity
+from jaxgrad._spectrum import diagonal_estimate as diagonal_estimate
+from jaxgrad._spectrum import extreme_eigenpairs as extreme_eigenpairs
+from jaxgrad._spectrum import gram_eigenpairs as gram_eigenpairs
+from jaxgrad._spectrum import log_determinant as log_determinant
+from jaxgrad._spectrum import sharpness as sharpness
+from jaxgrad._spectrum import spectral_density as spectral_density
+from jaxgrad._spectrum import trace_estimate as trace_estimate

@@ -201,7 +201,7 @@ def unravel(vector: jax.Array, like: Any) -> Any:
 
 def _as_vectors(tree: Any, like: Any) -> tuple[Any, bool]:
     """`tree` with the dtypes of `like`, and whether it is a block (K, ...) of vectors rather than one."""
-    _same_structure(tree, like)
+    same_structure("other", tree, like)
     leaves, structure = jax.tree.flatten(like)
     vectors, leading = [], None
     for (path, x), leaf in zip(jax.tree_util.tree_leaves_with_path(tree), leaves, strict=True):
@@ -216,20 +216,20 @@ def _as_vectors(tree: Any, like: Any) -> tuple[Any, bool]:
     return jax.tree.unflatten(structure, vectors), bool(leading)
 
 
-def _same_structure(tree: Any, like: Any) -> None:
+def same_structure(name: str, tree: Any, like: Any) -> None:
     """Raise unless `tree` is built as the parameters are; a leaf that only one of them has is named."""
     structures: list[Any] = [jax.tree.structure(tree), jax.tree.structure(like)]
     got, expected = structures
     if got != expected:
         paths = [[jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(t)] for t in (tree, like)]
-        missing, more = ([f"other{path}" for path in a if path not in b] for a, b in (paths[::-1], paths))
+        missing, more = ([f"{name}{path}" for path in a if path not in b] for a, b in (paths[::-1], paths))
         which = f"{missing[0]} is missing" if missing else f"{more[0]} is not among them" if more else f"got {got}, expected {expected}"
-        raise ValueError(f"other: expected a pytree built as the parameters are; {which}; make it with jax.tree.map over the parameters")
+        raise ValueError(f"{name}: expected a pytree built as the parameters are; {which}; make it with jax.tree.map over the parameters")
 
 
 def _same_parameters(like: Any, other: Any) -> None:
     """Raise unless two operators are over the same parameters."""
-    _same_structure(other, like)
+    same_structure("other", other, like)
     for (path, x), leaf in zip(jax.tree_util.tree_leaves_with_path(other), jax.tree.leaves(like), strict=True):
         if (x.shape, x.dtype) != (leaf.shape, leaf.dtype):
             name = f"other{jax.tree_util.keystr(path)}"

@@ -120,13 +120,15 @@ def extreme_eigenpairs(operator: Operator, key: jax.Array, *, num_largest: int =
 
     Returns:
       `Eigenpairs` with `values` (K,), the largest first, `vectors` and `residual_norms` (K,), computed with K more
-      products: spend more where they are not small. Of an eigenvalue with several eigenvectors Lanczos sees one.
+      products: spend more where they are not small. Of an eigenvalue with several eigenvectors Lanczos sees one; where
+      more pairs are asked for than A has distinct eigenvalues, the rest are NaN.
 
     Raises:
       ValueError: no pair is asked for, more than P are, `num_matvecs` is less than the pairs, or A is a batch.
 
     Source: Lanczos 1950, doi:10.6028/jres.045.026.
     """
+    _refuse_streams(operator)
     size, pairs = _size(operator), num_largest + num_smallest
     steps = min(size, 4 * pairs + 20 if num_matvecs is None else num_matvecs)
     if not 0 < pairs <= steps or min(num_largest, num_smallest) < 0:
@@ -139,15 +141,14 @@ def extreme_eigenpairs(operator: Operator, key: jax.Array, *, num_largest: int =
 def gram_eigenpairs(operator: PytreeOperator) -> Eigenpairs:
     """All eigenpairs of a Gauss–Newton, Fisher or empirical Fisher matrix that may differ from 0, exactly.
 
-    Jᵀ M J has the non-zero eigenvalues of the Gram matrix √M J Jᵀ √M, whose size is the N·C numbers of the outputs (...):
-    for few examples and many parameters. It stores J, (N·C, P), and works in (N·C)³.
+    Jᵀ M J has the non-zero eigenvalues of the Gram matrix √M J Jᵀ √M, whose size is the N·C numbers of the outputs (...);
+    they come from the singular values of √M J, without squaring it. For few examples: it stores (N·C, P) numbers.
 
     Args:
       operator: as made by `ggn`, `fisher` or `empirical_fisher`, positive semi-definite.
 
     Returns:
-      `Eigenpairs`, min(N·C, P) of them, the largest first. The vectors of eigenvalues at rounding level are not
-      orthogonal to the others.
+      `Eigenpairs`, min(N·C, P) of them, the largest first, with orthonormal vectors.
 
     Raises:
       TypeError: the operator is not made by one of these.
@@ -178,6 +179,7 @@ def spectral_density(operator: Operator, key: jax.Array, *, num_matvecs: int = 3
     """
     if num_matvecs < 1:
         raise ValueError(f"num_matvecs: expected at least 1 product, got {num_matvecs}")
+    _refuse_streams(operator)
     size = _size(operator)
     nodes, weights = _quadrature(operator, _signs(operator, key, num_samples), min(num_matvecs, size))
     return SpectralDensity(nodes, weights, size)
@@ -225,10 +227,11 @@ def sharpness(loss_fn: Callable[[Any], jax.Array], params: Any, key: jax.Array, 
 @partial(jax.jit, static_argnums=(2, 3, 4))
 def _lanczos_pairs(operator: Operator, key: jax.Array, num_largest: int, num_smallest: int, steps: int) -> Eigenpairs:
     start = jax.random.normal(key, (_size(operator),), _dtype(operator))
-    basis, values, coordinates = _lanczos(operator, start, steps)
-    order = jnp.concatenate([jnp.arange(steps - 1, steps - 1 - num_largest, -1), jnp.arange(num_smallest - 1, -1, -1)])
+    basis, values, coordinates, dimension = _lanczos(operator, start, steps)
+    order = jnp.concatenate([dimension - 1 - jnp.arange(num_largest), jnp.arange(num_smallest)[::-1]])
+    found = (order >= 0) & (order < dimension)
     vectors = (basis @ coordinates[:, order]).T
-    return _with_residuals(operator, values[order], vectors)
+    return _with_residuals(operator, jnp.where(found, values[order], jnp.nan), vectors)
 
 
 @jax.jit
@@ -248,19 +251,31 @@ def _gram_pairs(operator: GaussNewton) -> Eigenpairs:
 @partial(jax.jit, static_argnums=2)
 def _quadrature(operator: Operator, probes: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
     def of(probe: jax.Array) -> tuple[jax.Array, jax.Array]:
-        _, values, coordinates = _lanczos(operator, probe, steps)
-        return values, coordinates[0] ** 2
+        _, values, coordinates, dimension = _lanczos(operator, probe, steps)
+        return jnp.where(jnp.arange(steps) < dimension, values, values[0]), coordinates[0] ** 2
 
     return jax.lax.map(of, probes)
 
 
-def _lanczos(operator: Operator, start: jax.Array, steps: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The basis (P, M) of the Krylov space, and the eigenvalues (M,) and eigenvectors (M, M) of A in it."""
+def _lanczos(operator: Operator, start: jax.Array, steps: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The basis (P, M) of the Krylov space, eigenvalues (M,) and eigenvectors (M, M) of A in it, and its dimension D <= M.
+
+    A matrix of low rank, as Gauss–Newton matrices are, exhausts the space after D steps, and what Lanczos goes on with is
+    rounding. It is cut off there, and eigenvalues from D on are not those of A but lie above them.
+    """
     from matfree import decomp  # here, so that importing the package stays cheap
 
-    decomposition = decomp.tridiag_sym(steps, reortho="full", custom_vjp=False)(lambda v: _matvec(operator, v), start)
-    values, coordinates = jnp.linalg.eigh(decomposition.J_small)
-    return decomposition.Q_tall.T, values, coordinates
+    decomposition = decomp.tridiag_sym(steps, materialize=False, reortho="full", custom_vjp=False)(lambda v: _matvec(operator, v), start)
+    diagonal, beside = decomposition.J_small
+    scale = jax.lax.cummax(jnp.maximum(jnp.abs(diagonal), jnp.append(jnp.abs(beside), 0)))
+    goes_on = beside > 4 * steps * jnp.finfo(beside.dtype).eps * scale[:-1]
+    inside = jnp.append(True, jnp.cumprod(goes_on.astype(int)) > 0)
+    dimension = inside.sum()
+    bound = 4 * scale[dimension - 1]
+    diagonal = jnp.where(inside, diagonal, jnp.where(bound > 0, bound, 1))
+    beside = jnp.where(inside[1:], beside, 0)
+    values, coordinates = jnp.linalg.eigh(jnp.diag(diagonal) + jnp.diag(beside, 1) + jnp.diag(beside, -1))
+    return jnp.where(inside[:, None], decomposition.Q_tall, 0).T, values, coordinates, dimension
 
 
 def _with_residuals(operator: Operator, values: jax.Array, vectors: jax.Array) -> Eigenpairs:
@@ -293,6 +308,13 @@ def _size(operator: Operator) -> int:
     if len(operator.shape) != 2:
         raise ValueError(f"operator: expected one matrix (C, C), got a batch of shape {operator.shape}; use jax.vmap over it")
     return operator.shape[-1]
+
+
+def _refuse_streams(operator: Operator) -> None:
+    """Raise for an operator that is no pytree, or has a part that is none: Lanczos runs under `jit`."""
+    for leaf in jax.tree.leaves(operator):
+        if isinstance(leaf, PytreeOperator):
+            raise TypeError("operator: expected one that may be used under jit, got a stream over batches; hold the data in arrays: batched_curvature")
 
 
 def _dtype(operator: Operator) -> jnp.dtype:
