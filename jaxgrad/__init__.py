@@ -70,3 +70,5 @@ from jaxgrad._spectrum import log_determinant as log_determinant
 from jaxgrad._spectrum import sharpness as sharpness
 from jaxgrad._spectrum import spectral_density as spectral_density
 from jaxgrad._spectrum import trace_estimate as trace_estimate
+from jaxgrad._taylor import TaylorExpansion as TaylorExpansion
+from jaxgrad._taylor import taylor_expansion as taylor_expansion

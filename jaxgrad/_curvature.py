@@ -92,8 +92,8 @@ def hessian(loss_fn: Callable[[Any], jax.Array], params: Any) -> PytreeOperator:
 
     Source: Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147.
     """
-    params = _as_parameters("params", params)
-    _, product = jax.linearize(jax.grad(_scalar("loss_fn(params)", loss_fn)), params)
+    params = as_parameters("params", params)
+    _, product = jax.linearize(jax.grad(scalar("loss_fn(params)", loss_fn)), params)
     return Hessian(product, _Space.of(params))
 
 
@@ -118,10 +118,10 @@ def ggn(model_fn: Callable[[Any], Any], loss_fn: Callable[[Any], jax.Array], par
 
     Source: Schraudolph 2002, doi:10.1162/08997660260028683.
     """
-    params = _as_parameters("params", params)
+    params = as_parameters("params", params)
     outputs, jacobian = jax.linearize(model_fn, params)
-    outputs = _as_parameters("model_fn(params)", outputs)
-    _, inner = jax.linearize(jax.grad(_scalar("loss_fn(outputs)", loss_fn)), outputs)
+    outputs = as_parameters("model_fn(params)", outputs)
+    _, inner = jax.linearize(jax.grad(scalar("loss_fn(outputs)", loss_fn)), outputs)
     _refuse_linear(inner, outputs)
     return GaussNewton(jacobian, inner, _Space.of(params))
 
@@ -159,7 +159,7 @@ def fisher(
     """
     if num_samples is not None and (key is None or num_samples < 1):
         raise ValueError(f"num_samples: expected a positive number together with key=, got {num_samples} and key={key}; without a key the sum is exact")
-    params = _as_parameters("params", params)
+    params = as_parameters("params", params)
     logits, jacobian = jax.linearize(model_fn, params)
     logits = _checks.as_logits("model_fn(params)", logits)
     w = _as_weights(weights, logits.shape[:-1], logits)
@@ -191,7 +191,7 @@ def empirical_fisher(losses_fn: Callable[[Any], jax.Array], params: Any, *, weig
 
     Source: Kunstner, Balles and Hennig 2019, arXiv:1905.12558.
     """
-    params = _as_parameters("params", params)
+    params = as_parameters("params", params)
     losses, jacobian = jax.linearize(losses_fn, params)
     losses = _checks.as_floating("losses_fn(params)", losses)
     if losses.ndim == 0:
@@ -243,7 +243,7 @@ class _Space:
         return jax.tree.unflatten(self.structure, self.leaves)
 
 
-def _as_parameters(name: str, tree: Any) -> Any:
+def as_parameters(name: str, tree: Any) -> Any:
     """`tree` with every leaf a floating array; one that is not is named by its path."""
     if not jax.tree.leaves(tree):
         raise ValueError(f"{name}: expected a pytree with at least one floating array, got {tree}; pass the parameters")
@@ -253,7 +253,7 @@ def _as_parameters(name: str, tree: Any) -> Any:
         raise TypeError(f"{error}; or leave it out of the pytree: close over it, or split the model (eqx.partition, nnx.split)") from error
 
 
-def _scalar(name: str, loss_fn: Callable[[Any], jax.Array]) -> Callable[[Any], jax.Array]:
+def scalar(name: str, loss_fn: Callable[[Any], jax.Array]) -> Callable[[Any], jax.Array]:
     """`loss_fn`, refusing what is not a floating scalar."""
 
     def checked(x: Any) -> jax.Array:

@@ -67,7 +67,7 @@ class PytreeOperator(abc.ABC):
           TypeError: a leaf is not of a real floating dtype.
           ValueError: the structure is not that of the parameters, or the shape of a leaf is neither; the leaf is named.
         """
-        tree, is_block = _as_vectors(other, self.like)
+        tree, is_block = as_vectors("other", other, self.like)
         return self.products(tree) if is_block else self.matvec(tree)
 
     def __add__(self, other: "PytreeOperator") -> "PytreeOperator":
@@ -199,18 +199,18 @@ def unravel(vector: jax.Array, like: Any) -> Any:
     return jax.tree.unflatten(structure, [part.reshape(leaf.shape).astype(leaf.dtype) for part, leaf in zip(parts, leaves, strict=True)])
 
 
-def _as_vectors(tree: Any, like: Any) -> tuple[Any, bool]:
+def as_vectors(name: str, tree: Any, like: Any) -> tuple[Any, bool]:
     """`tree` with the dtypes of `like`, and whether it is a block (K, ...) of vectors rather than one."""
-    same_structure("other", tree, like)
+    same_structure(name, tree, like)
     leaves, structure = jax.tree.flatten(like)
     vectors, leading = [], None
     for (path, x), leaf in zip(jax.tree_util.tree_leaves_with_path(tree), leaves, strict=True):
-        name = f"other{jax.tree_util.keystr(path)}"
-        x = _checks.as_floating(name, x)
+        place = f"{name}{jax.tree_util.keystr(path)}"
+        x = _checks.as_floating(place, x)
         axes = x.shape[: x.ndim - len(leaf.shape)]
         if x.shape != (*axes, *leaf.shape) or len(axes) > 1 or axes != (axes if leading is None else leading):
             expected = f"{leaf.shape} or (K,) + {leaf.shape}" if leading is None else f"{(*leading, *leaf.shape)}, as the leaves before it"
-            raise ValueError(f"{name}: expected shape {expected}, for one vector or a block of K, got {x.shape}; check its axes")
+            raise ValueError(f"{place}: expected shape {expected}, for one vector or a block of K, got {x.shape}; check its axes")
         leading = axes
         vectors.append(x.astype(leaf.dtype))
     return jax.tree.unflatten(structure, vectors), bool(leading)

@@ -41,6 +41,7 @@ MAY_IMPORT = {
     "_curvature": SOFTMAX | {"_cross_entropy", "_pytree_operators"},
     "_data_sets": {"_checks", "_pytree_operators"},
     "_newton": {"_checks", "_pytree_operators"},
+    "_taylor": {"_curvature", "_pytree_operators"},
     "_spectrum": GROUND | {"_curvature", "_pytree_operators"},
     "__init__": EVERYTHING,
     "__main__": EVERYTHING,

@@ -10,6 +10,7 @@ import numpy as np
 import jaxgrad as jg
 from jaxgrad.verify import _arbiter as exact
 from jaxgrad.verify import _definitions as plain
+from jaxgrad.verify._curvature_identities import curvature_identities
 from jaxgrad.verify._divergence_identities import divergence_identities
 from jaxgrad.verify._identity import Identity
 from jaxgrad.verify._routes import chain_gradient, head_loss, network_gradient, one_pass, pairwise_scale
@@ -19,7 +20,7 @@ Array = np.ndarray
 
 
 def identities() -> list[Identity]:
-    """The table: the classifier and its loss, then the divergences."""
+    """The table: the classifier and its loss, its curvature, then the divergences."""
     one_hot = lambda labels, z: jax.nn.one_hot(labels, z.shape[-1], dtype=z.dtype)
     ids = lambda function: lambda z, c: function(z, np.eye(z.shape[-1], dtype=int)[c])
     plain_ids = lambda z, c: plain.cross_entropy(z, one_hot(c, z))
@@ -197,6 +198,7 @@ def identities() -> list[Identity]:
             over_batch=True,
             of_chain=True,
         ),
+        *curvature_identities(),
         *divergence_identities(),
     ]
 
