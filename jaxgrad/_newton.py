@@ -61,7 +61,7 @@ def damped_solve(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class CurvatureState:
-    """State of `scale_by_curvature`, scalars of shape (): steps taken, λ of the next one, and ρ of the last (NaN without value_fn)."""
+    """State of `scale_by_curvature`: steps taken, λ of the next one, ρ of the last (NaN without value_fn); scalars, (...) under `vmap`."""
 
     count: jax.Array
     damping: jax.Array

@@ -34,9 +34,9 @@ class Estimate:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Eigenpairs:
-    """K eigenvalues (K,), the largest first, with unit vectors whose leaves are (K, ...), and ‖A v − λ v‖ for each, (K,).
+    """K eigenvalues (K,), the largest first, with unit vectors and ‖A v − λ v‖ for each, (K,).
 
-    A symmetric matrix has an eigenvalue within the residual norm of each λ.
+    A leaf (...) of the parameters is (K, ...) in the vectors. A symmetric matrix has an eigenvalue within the residual norm of each λ.
     """
 
     values: jax.Array
@@ -109,7 +109,7 @@ def diagonal_estimate(operator: Operator, key: jax.Array, *, num_samples: int = 
 
 
 def extreme_eigenpairs(operator: Operator, key: jax.Array, *, num_largest: int = 1, num_smallest: int = 0, num_matvecs: int | None = None) -> Eigenpairs:
-    """The largest and the smallest eigenvalues with unit eigenvectors, leaves (K, ...), by Lanczos from a random vector.
+    """The largest and the smallest eigenvalues over leaves (...), with unit eigenvectors, by Lanczos from a random vector.
 
     Args:
       operator: A, a `PytreeOperator`, or a symmetric operator (C, C).
@@ -161,7 +161,7 @@ def gram_eigenpairs(operator: PytreeOperator) -> Eigenpairs:
 
 
 def spectral_density(operator: Operator, key: jax.Array, *, num_matvecs: int = 32, num_samples: int = 8) -> SpectralDensity:
-    """The density of the eigenvalues as nodes and weights, (S, M), by stochastic Lanczos quadrature.
+    """The density of the eigenvalues over leaves (...) as nodes and weights, (S, M), by stochastic Lanczos quadrature.
 
     Args:
       operator: A, a `PytreeOperator`, or a symmetric operator (C, C).
