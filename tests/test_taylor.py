@@ -44,7 +44,7 @@ def test_terms_are_those_of_the_dense_matrices_and_the_error_is_of_third_order(s
     model_fn, point = SPACES[space]
     flat, unravel = ravel_pytree(point)
     step = jnp.cos(jnp.arange(flat.size, dtype=DTYPE)) / jnp.sqrt(flat.size).astype(DTYPE)
-    scales = 2.0 ** (1 - jnp.arange(8, dtype=DTYPE))
+    scales = 2.0 ** (3 - jnp.arange(10, dtype=DTYPE))
 
     @jax.jit
     def everything(t):
