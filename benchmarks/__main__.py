@@ -8,10 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks import _report, accuracy, accuracy_divergences, chain, cross_entropy, divergences, head, imports, operator, softmax_family
+from benchmarks import _report, accuracy, accuracy_divergences, chain, cross_entropy, curvature, divergences, head, imports, operator, softmax_family
 from benchmarks._harness import DTYPE, Effort
 
-MODULES: Sequence[ModuleType] = (cross_entropy, divergences, softmax_family, operator, chain, head, imports, accuracy, accuracy_divergences)
+MODULES: Sequence[ModuleType] = (
+    cross_entropy,
+    divergences,
+    softmax_family,
+    operator,
+    chain,
+    curvature,
+    head,
+    imports,
+    accuracy,
+    accuracy_divergences,
+)
 BENCHMARKS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 
 

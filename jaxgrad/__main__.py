@@ -1,4 +1,4 @@
-"""The command line: `python -m jaxgrad verify` proves the identities, `accuracy` measures the contract.
+"""The command line: `python -m jaxgrad verify` proves the identities, `accuracy` measures the contract, `curvature` shows spectra.
 
 Exit codes: 0 all hold, 1 something does not, 2 the call or the file cannot be used.
 """
@@ -25,10 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missing = [name for name in ("mpmath", "rich") if importlib.util.find_spec(name) is None]
     if missing:
         return _refuse(f"{' and '.join(missing)} not found; install them with: pip install 'jaxgrad[cli]'")
-    for file in filter(None, (options.json, options.markdown)):
+    for file in filter(None, (options.json, options.markdown, options.png)):
         if not file.parent.is_dir():
             return _refuse(f"{file}: no such directory {file.parent}")
-    return _verify(options) if options.command == "verify" else _accuracy(options)
+    return {"verify": _verify, "accuracy": _accuracy, "curvature": _curvature}[options.command](options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,10 +61,29 @@ def _parser() -> argparse.ArgumentParser:
     )
     accuracy.add_argument("--dtype", nargs="+", choices=DTYPES, default=["float32"], help="one or more (default: float32)")
     accuracy.add_argument("--rows", type=_positive, default=2000, metavar="N", help="rows for each dtype, about (default: %(default)s)")
+    curvature = commands.add_parser(
+        "curvature",
+        help="spectra of the Hessian, the Gauss-Newton matrix and their difference",
+        description=(
+            "The Hessian H of the mean cross-entropy, the Gauss-Newton matrix G (here also the Fisher), and T = H - G: trace, extreme eigenvalues and "
+            "density, by products alone, for a classifier of the embedded handwritten digits over all its parameters, or for your head over your "
+            "features (T is 0 then). Exit code 0, or 2 if the call or the file cannot be used."
+        ),
+    )
+    curvature.add_argument(
+        "--data", type=Path, metavar="FILE.npz", help="your arrays: features (N, d), head (C, d), targets (N,) or (N, C), optionally bias (C,)"
+    )
+    curvature.add_argument("--top", type=_positive, default=5, metavar="K", help="largest eigenvalues to find (default: %(default)s)")
+    curvature.add_argument("--matvecs", type=_positive, default=60, metavar="M", help="products for each random vector (default: %(default)s)")
+    curvature.add_argument("--samples", type=_positive, default=8, metavar="S", help="random vectors, at least 2 (default: %(default)s)")
+    curvature.add_argument("--png", type=Path, metavar="FILE", help="also draw the densities into a file; needs matplotlib")
     for command in (verify, accuracy):
+        command.set_defaults(png=None)
+        command.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")
+    curvature.set_defaults(markdown=None)
+    for command in (verify, accuracy, curvature):
         command.add_argument("--seed", type=_natural, default=0, help="of everything random (default: %(default)s)")
         command.add_argument("--json", type=Path, metavar="FILE", help="also write the findings as JSON")
-        command.add_argument("--markdown", type=Path, metavar="FILE", help="also write the table as Markdown")
     return parser
 
 
@@ -154,6 +173,47 @@ def _accuracy(options: argparse.Namespace) -> int:
     console.print(_contract.table(cells))
     console.print(summary, style="bold red" if failed else "bold green")
     return _write(options, _contract.as_json(cells, summary), _contract.markdown(cells, summary)) or int(failed > 0)
+
+
+def _curvature(options: argparse.Namespace) -> int:
+    if options.samples < 2:
+        return _refuse("--samples: expected at least 2, for a standard error")
+    if options.png is not None and importlib.util.find_spec("matplotlib") is None:
+        return _refuse("--png: matplotlib not found; install it with: pip install 'jaxgrad[plots]'")
+    from jaxgrad.verify import _curvature_report as report
+    from jaxgrad.verify._files import DataError
+    from jaxgrad.verify._report import dump
+
+    with _progress() as bar:
+        if options.data is None:
+            task = bar.add_task("fitting a classifier of the digits", total=300)
+            problem = report.embedded_problem(options.seed, lambda steps: bar.advance(task, steps))
+        else:
+            try:
+                problem = report.problem_of_file(options.data)
+            except DataError as error:
+                return _refuse(f"--data {error}")
+        task = bar.add_task("spectra", total=3)
+        spectra = report.analyse(
+            problem,
+            seed=options.seed,
+            num_matvecs=options.matvecs,
+            num_samples=options.samples,
+            num_largest=options.top,
+            progress=lambda name: bar.update(task, advance=1, description=f"spectrum of {name}"),
+        )
+    console = _console()
+    console.print(f"mean cross-entropy over {problem.source}")
+    console.print(report.table(spectra))
+    for spectrum in spectra:
+        console.print(f"\n{report.picture(spectrum)}", highlight=False)
+    if options.png is not None:
+        try:
+            report.save_png(spectra, options.png)
+        except (OSError, ValueError) as error:
+            return _refuse(f"--png {options.png}: cannot be written ({error})")
+    settings = {"seed": options.seed, "data": str(options.data or "digits"), "matvecs": options.matvecs, "samples": options.samples}
+    return _write(options, dump(report.as_dict(problem, spectra, settings)), "")
 
 
 def _write(options: argparse.Namespace, as_json: str, markdown: str) -> int:

@@ -106,6 +106,21 @@ def test_a_wrong_divergence_fails(words, wrong):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
+        ("hess-5", lambda *a: find("hess-6").closed(*a)),  # G without T
+        ("hess-6", lambda *a: find("hess-5").closed(*a)),  # H for the Fisher
+        ("taylor-1", lambda *a: find("taylor-1").closed(*a).at[:, 3:].multiply(2)),  # without ½
+        ("taylor-1", lambda *a: find("taylor-1").closed(*a).at[:, 4].multiply(-1)),  # T with the wrong sign
+    ],
+)
+def test_a_wrong_curvature_fails(name, wrong):
+    row = judge(find(name), closed=wrong)
+    assert not row.holds
+    assert row.broken_laws == (("error of third order",) if name == "taylor-1" else ())
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
         ("ce-3", lambda z, y: y - jg.softmax(z)),
         ("ce-3", lambda z, y: jg.softmax(z) - y),  # without Σy
         ("hess-1", lambda z, y: -jg.cross_entropy_hessian(z, y).to_dense()),

@@ -58,15 +58,33 @@ def load_examples(path: Path, dtype: jnp.dtype, rng: np.random.Generator) -> Exa
     return join(mine, stress_examples(num_classes, dtype, rng))
 
 
-def _read(path: Path) -> dict[str, Array]:
+def load_head(path: Path) -> dict[str, Array]:
+    """The arrays `features` (N, d), `head` (C, d), `bias` (C,) and `targets` of a file, all of its rows.
+
+    Raises:
+      DataError: the file cannot be read, or an array is not of this kind.
+    """
+    arrays = _read(path, ("features", "head", "targets"))
+    features, head = _floating(arrays, "features", ("N", "d")), _floating(arrays, "head", ("C", "d"))
+    if features.shape[1] != head.shape[1]:
+        raise DataError(f"head: expected shape (C, d) = (C, {features.shape[1]}) to go with the features, got {head.shape}")
+    bias = _floating(arrays, "bias", (len(head),)) if "bias" in arrays else np.zeros(len(head))
+    try:
+        validate(np.zeros((len(features), len(head)), np.float32), arrays["targets"])
+    except (TypeError, ValueError, IndexError) as error:
+        raise DataError(str(error)) from error
+    return {"features": features, "head": head, "bias": bias, "targets": arrays["targets"]}
+
+
+def _read(path: Path, required: tuple[str, ...] = ("logits", "targets")) -> dict[str, Array]:
     try:
         file = np.load(path, allow_pickle=False)
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise DataError(f"{path}: expected an .npz archive, got a single array; save with numpy.savez")
         with file:
-            missing = {"logits", "targets"} - set(file.files)
+            missing = set(required) - set(file.files)
             if missing:
-                raise DataError(f"{path}: expected the arrays 'logits' and 'targets', got {sorted(file.files)}; add {sorted(missing)}")
+                raise DataError(f"{path}: expected the arrays {' and '.join(map(repr, required))}, got {sorted(file.files)}; add {sorted(missing)}")
             return {name: file[name] for name in ("logits", "targets", "features", "head", "bias") if name in file.files}
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error

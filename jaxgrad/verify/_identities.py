@@ -11,6 +11,7 @@ import jaxgrad as jg
 from jaxgrad.verify import _arbiter as exact
 from jaxgrad.verify import _definitions as plain
 from jaxgrad.verify._chain_identities import chain_identities
+from jaxgrad.verify._curvature_identities import curvature_identities
 from jaxgrad.verify._divergence_identities import divergence_identities
 from jaxgrad.verify._head_identities import head_identities
 from jaxgrad.verify._identity import Identity
@@ -22,7 +23,7 @@ Array = np.ndarray
 
 
 def identities() -> list[Identity]:
-    """The table: the classifier and its loss, the chain, the head in blocks, the operator, the divergences."""
+    """The table: the classifier and its loss, the chain, the head in blocks, the operator, the curvature, the divergences."""
     one_hot = lambda labels, z: jax.nn.one_hot(labels, z.shape[-1], dtype=z.dtype)
     ids = lambda function: lambda z, c: function(z, np.eye(z.shape[-1], dtype=int)[c])
     plain_ids = lambda z, c: plain.cross_entropy(z, one_hot(c, z))
@@ -153,6 +154,7 @@ def identities() -> list[Identity]:
         *chain_identities(),
         *head_identities(),
         *operator_identities(),
+        *curvature_identities(),
         *divergence_identities(),
     ]
 

@@ -1,0 +1,141 @@
+"""Newton, Gauss–Newton and natural-gradient steps: (A + λI)⁻¹ g by conjugate gradients, and as an optax transformation.
+
+    s = (A + λI)⁻¹ g,   θ ← θ − η s          A = H: Newton    A = G: Gauss–Newton    A = F: natural gradient
+
+For softmax regression the three are one, as T = 0 (hess-5). Levenberg–Marquardt damping compares what a step gains
+with what its quadratic model promised: ρ = (L(θ) − L(θ − s)) / (gᵀs − ½ sᵀA s).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxgrad import _checks
+from jaxgrad._pytree_operators import PytreeOperator, same_structure, wide_dtype
+
+
+def damped_solve(
+    operator: PytreeOperator,
+    tree: Any,
+    *,
+    damping: ArrayLike = 0.0,
+    diagonal: Any = None,
+    tolerance: ArrayLike = 1e-5,
+    max_products: int | None = None,
+) -> Any:
+    """(A + λI)⁻¹ g for a positive semi-definite A over leaves (...), by preconditioned conjugate gradients.
+
+    Args:
+      operator: A, such as `ggn`, `fisher`, or `hessian` where the loss is convex.
+      tree: g, shaped as the parameters.
+      damping: λ ≥ 0, a scalar, also traced; positive unless A is definite.
+      diagonal: an approximation of diag(A), ≥ 0, shaped as the parameters: the preconditioner is its inverse, damped.
+      tolerance: stop at ‖g − (A + λI)x‖ ≤ tolerance · ‖g‖.
+      max_products: stop after as many products with A; ten times P by default.
+
+    Returns:
+      A tree shaped as the parameters. Where the products run out it is the best so far: look at the residual.
+
+    Raises:
+      TypeError, ValueError: a tree is not shaped as the parameters, or not floating.
+
+    Source: Hestenes and Stiefel 1952, doi:10.6028/jres.049.044.
+    """
+    from jax.scipy.sparse.linalg import cg  # here, so that importing the package stays cheap
+
+    same_structure("tree", tree, operator.like)
+    shift = lambda product, v: product + jnp.asarray(damping).astype(v.dtype) * v
+    precondition = None
+    if diagonal is not None:
+        same_structure("diagonal", diagonal, operator.like)
+        scale = jax.tree.map(lambda d: d + jnp.asarray(damping).astype(d.dtype), diagonal)
+        precondition = lambda v: jax.tree.map(lambda x, d: jnp.where(d > 0, x / jnp.where(d > 0, d, 1), x), v, scale)
+    solution, _ = cg(lambda v: jax.tree.map(shift, operator @ v, v), tree, tol=tolerance, maxiter=max_products, M=precondition)
+    return solution
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CurvatureState:
+    """State of `scale_by_curvature`: steps taken, λ of the next one, ρ of the last (NaN without value_fn); scalars, (...) under `vmap`."""
+
+    count: jax.Array
+    damping: jax.Array
+    reduction_ratio: jax.Array
+
+
+def scale_by_curvature(
+    damping: float | Callable[[jax.Array], ArrayLike] = 1e-3,
+    *,
+    tolerance: float | None = None,
+    max_products: int | None = None,
+) -> Any:
+    """An optax transformation of gradients g into (A + λI)⁻¹ g over leaves (...), for damped Gauss–Newton steps.
+
+        optimizer = optax.chain(jg.scale_by_curvature(1e-3), optax.scale_by_learning_rate(1.0))
+        updates, state = optimizer.update(grads, state, params, operator=jg.ggn(model_fn, loss_fn, params))
+
+    `update` takes `operator=`, the matrix A at the present parameters, and optionally `diagonal=` as `damped_solve` does, and
+    `value_fn=`, the loss as a function of the parameters. With `value_fn` λ follows Levenberg and Marquardt: it falls
+    by 4 where the step gains more than ¾ of what the model promised, and grows by 4 where it gains less than ¼; a step
+    that gains nothing is refused, the update is 0.
+
+    Args:
+      damping: λ, or a schedule that maps the count of steps to it, as optax's are; with `value_fn` the first λ.
+      tolerance: of the solve, relative; min(0.1, √‖g‖) by default, so that Newton's method converges superlinearly.
+      max_products: stop the solve after as many products.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`, with a `CurvatureState`.
+
+    Raises:
+      TypeError: `update` is called without `operator` or, with `value_fn`, without the parameters.
+
+    Source: Martens 2010 (ICML), Deep learning via Hessian-free optimization.
+    """
+    import optax  # here, so that importing the package stays cheap
+
+    schedule = damping if callable(damping) else lambda _: damping
+
+    def init(params: Any) -> CurvatureState:
+        dtype = wide_dtype(params)
+        return CurvatureState(jnp.zeros((), jnp.int32), jnp.asarray(schedule(jnp.zeros((), jnp.int32)), dtype), jnp.full((), jnp.nan, dtype))
+
+    def update(
+        grads: Any,
+        state: CurvatureState,
+        params: Any = None,
+        *,
+        operator: PytreeOperator | None = None,
+        diagonal: Any = None,
+        value_fn: Callable[[Any], jax.Array] | None = None,
+        **_: Any,
+    ) -> tuple[Any, CurvatureState]:
+        if operator is None:
+            raise TypeError("update: expected operator=, the curvature at the present parameters; pass jg.ggn(model_fn, loss_fn, params)")
+        size = jnp.sqrt(_dot(grads, grads))
+        accuracy = jnp.minimum(0.1, jnp.sqrt(size)) if tolerance is None else tolerance
+        step = damped_solve(operator, grads, damping=state.damping, diagonal=diagonal, tolerance=accuracy, max_products=max_products)
+        count = state.count + 1
+        if value_fn is None:
+            return step, CurvatureState(count, jnp.asarray(schedule(count), state.damping.dtype), state.reduction_ratio)
+        if params is None:
+            raise TypeError("update: expected params together with value_fn=; pass update(grads, state, params, ...)")
+        promised = _dot(grads, step) - _dot(step, operator @ step) / 2
+        gained = value_fn(params) - value_fn(jax.tree.map(jnp.subtract, params, step))
+        ratio = (gained.astype(promised.dtype) / promised).astype(state.damping.dtype)
+        factor = jnp.where(ratio > 0.75, 0.25, jnp.where(ratio >= 0.25, 1.0, 4.0))  # NaN: 4
+        taken = jax.tree.map(lambda s: jnp.where(gained > 0, s, 0), step)
+        return taken, CurvatureState(count, state.damping * factor.astype(state.damping.dtype), ratio)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _dot(a: Any, b: Any) -> jax.Array:
+    """⟨a, b⟩ over all leaves, at least float32."""
+    wide = lambda x: x.astype(_checks.compute_dtype(x)).ravel()
+    return jnp.stack([jnp.vdot(wide(x), wide(y)).astype(wide_dtype(a)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]).sum()
