@@ -62,20 +62,17 @@ def assert_same(found, expected):
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(1, np.abs(expected).max(initial=0)))
 
 
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("ids", [IDS, None], ids=["ids", "distributions"])
-def test_every_derivative_is_that_of_the_dense_loss(ids, masked, widest_dtype):
+@pytest.mark.parametrize(("ids", "masked", "block_size"), [(IDS, False, 5), (None, True, 4), (None, False, 100)], ids=["ids", "distributions", "one block"])
+def test_every_derivative_is_that_of_the_dense_loss(ids, masked, block_size, widest_dtype):
     x, v, weights = arrays(widest_dtype), arrays(widest_dtype, ALONG), jnp.asarray(WEIGHTS, widest_dtype)
     where = jnp.asarray(WHERE) if masked else None
     total = lambda loss: lambda x: (weights * loss(x, ids, where)).sum()
-    block_sizes = (4, 100) if masked else (5, C - 1)
-    ours = [total(functools.partial(our_loss, block_size=block_size)) for block_size in block_sizes]
-    expected, *found = jax.jit(lambda x, v: [every_order(loss, x, v) for loss in (total(plain_loss), *ours)])(x, v)
-    for mine in found:
-        jax.tree.map(assert_same, mine, expected)
+    ours = total(functools.partial(our_loss, block_size=block_size))
+    expected, found = jax.jit(lambda x, v: [every_order(loss, x, v) for loss in (total(plain_loss), ours)])(x, v)
+    jax.tree.map(assert_same, found, expected)
 
 
-@pytest.mark.parametrize(("num_rows", "num_classes", "width"), [(1, 1, 1), (3, 2, 7), (11, 101, 3), (13, 97, 17), (0, 5, 3)])
+@pytest.mark.parametrize(("num_rows", "num_classes", "width"), [(1, 1, 1), (13, 97, 17), (0, 5, 3)])
 def test_ragged_sizes(num_rows, num_classes, width, widest_dtype):
     rng = np.random.default_rng(1)
     shapes = {"features": (num_rows, width), "head": (num_classes, width), "bias": (num_classes,)}
@@ -168,11 +165,13 @@ def test_a_class_of_bias_minus_infinity_is_left_out(widest_dtype):
     ids = jnp.asarray(np.flatnonzero(~out)[IDS % 15], jnp.int32)
     rest = {"features": x["features"], "head": x["head"][~out], "bias": x["bias"][~out], "soft": x["soft"][:, ~out]}
     for mine, fewer in ((ids, jnp.asarray(np.searchsorted(np.flatnonzero(~out), ids), jnp.int32)), (None, None)):
-        ours = jax.jit(lambda x, mine=mine: every_order(lambda x: our_loss(x, mine).sum(), x, jax.tree.map(jnp.ones_like, x)))(x)
-        want = jax.jit(lambda x, fewer=fewer: every_order(lambda x: plain_loss(x, fewer).sum(), x, jax.tree.map(jnp.ones_like, x)))(rest)
-        for order in ("value", "jvp", "forward over forward"):
+        scalars, gradients = ("value", "jvp"), ("gradient", "forward over reverse")
+        orders = lambda f, x: {order: every_order(f, x, jax.tree.map(jnp.ones_like, x))[order] for order in scalars + gradients}
+        ours = jax.jit(lambda x, mine=mine: orders(lambda x: our_loss(x, mine).sum(), x))(x)
+        want = jax.jit(lambda x, fewer=fewer: orders(lambda x: plain_loss(x, fewer).sum(), x))(rest)
+        for order in scalars:
             np.testing.assert_allclose(ours[order], want[order], rtol=1e-5)
-        for order in ("gradient", "forward over reverse", "reverse over reverse"):
+        for order in gradients:
             np.testing.assert_allclose(np.asarray(ours[order]["head"])[~out], want[order]["head"], rtol=1e-4, atol=1e-6)
             assert not np.any(np.asarray(ours[order]["head"])[out])
             assert not np.any(np.asarray(ours[order]["bias"])[out])

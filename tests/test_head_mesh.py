@@ -25,12 +25,12 @@ WHERE = np.arange(N) % 3 != 1
 
 
 def results(e, w, b, targets, where, along, *, vocab_axis=None):
-    """Losses, gradient, and the product of the Hessian with `along` in three orders."""
+    """Losses, gradient, and the product of the Hessian with `along` in two orders."""
     losses = lambda e, w, b: jg.linear_cross_entropy(e, w, targets, bias=b, where=where, block_size=4, vocab_axis=vocab_axis)
     total = lambda x: losses(*x).sum()
     grad, x = jax.grad(total), (e, w, b)
     inner = lambda x: sum((a * b).sum() for a, b in zip(grad(x), along, strict=True))
-    products = jax.jvp(grad, (x,), (along,))[1], jax.grad(inner)(x), jax.grad(lambda x: jax.jvp(total, (x,), (along,))[1])(x)
+    products = jax.jvp(grad, (x,), (along,))[1], jax.grad(inner)(x)
     return losses(*x), grad(x), products
 
 
@@ -38,9 +38,16 @@ def assert_same(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5), found, expected)
 
 
-@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize(("data", "vocab"), [("data", "vocab"), (None, "vocab"), ("data", None)])
-@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "distributions"])
+@pytest.mark.parametrize(
+    ("axis_type", "data", "vocab", "targets"),
+    [
+        (AxisType.Auto, "data", "vocab", IDS),
+        (AxisType.Explicit, "data", "vocab", SOFT),
+        (AxisType.Auto, None, "vocab", SOFT),
+        (AxisType.Explicit, None, "vocab", IDS),
+        (AxisType.Auto, "data", None, IDS),
+    ],
+)
 def test_sharded_arrays_under_jit(axis_type, data, vocab, targets):
     mesh = jax.make_mesh((2, 2), ("data", "vocab"), axis_types=(axis_type,) * 2)
     specs = P(data), P(vocab), P(vocab), P(data) if targets.ndim == 1 else P(data, vocab), P(data)

@@ -172,7 +172,8 @@ def test_entries_of_the_roots_and_the_norm(num_classes, widest_dtype):
 def test_many_classes_against_dense_algebra_in_float64(num_classes, widest_dtype):
     names, z, v, results = computed(num_classes, widest_dtype)
     eps = max(float(jnp.finfo(widest_dtype).eps), 2e-14)  # NumPy itself has no more digits
-    for i in (names.index(name) for name in ("uniform", "random", "tied", "nearly tied", "5 nats ahead", "masked")):
+    chosen = ("uniform", "random", "tied", "nearly tied", "5 nats ahead", "masked") if num_classes <= 100 else ("random", "masked")
+    for i in map(names.index, chosen):
         p = np.exp(z[i] - z[i].max())
         p /= p.sum()
         j = np.diag(p) - np.outer(p, p)
@@ -226,13 +227,15 @@ def test_derivatives_are_those_of_dense_algebra(name, widest_dtype):
     z, v = jnp.asarray([[0.3, -1.2, 0.8, 2.0], [1.0, 0.9, -0.5, -2.0]], widest_dtype)
     s = jnp.asarray(0.3, widest_dtype)
     ours = lambda *x: operation(jg.softmax_jacobian(x[0]), *x[1:])
-    orders = {"forward": (jax.jacfwd, jax.jacfwd), "reverse": (jax.jacrev, jax.jacfwd)}
+    orders = {"forward": (1, jax.jacfwd), "reverse": (1, jax.jacrev)}
     if name != "eigenvalues":
-        twice = lambda outer, inner: lambda f, n: outer(inner(f, n), 0)
-        orders["forward over reverse"] = twice(jax.jacfwd, jax.jacrev), twice(jax.jacfwd, jax.jacfwd)
-        orders["reverse over forward"] = twice(jax.jacrev, jax.jacfwd), twice(jax.jacfwd, jax.jacfwd)
-    every = lambda f, which: jax.jit(lambda *x: {order: derivatives[which](f, (0, 1, 2))(*x) for order, derivatives in orders.items()})
-    actual, expected = every(ours, 0)(z, v, s), every(definition, 1)(z, v, s)
+        orders["forward over reverse"] = 2, lambda f, n: jax.jacfwd(jax.jacrev(f, n), 0)
+        orders["reverse over forward"] = 2, lambda f, n: jax.jacrev(jax.jacfwd(f, n), 0)
+    n = (0, 1, 2) if name == "solve" else (0, 1)
+    actual = jax.jit(lambda *x: {order: derivative(ours, n)(*x) for order, (_, derivative) in orders.items()})(z, v, s)
+    oracles = {1: jax.jacfwd(definition, n), 2: jax.jacfwd(jax.jacfwd(definition, n), 0)}
+    oracle = jax.jit(lambda *x: {number: oracles[number](*x) for number in {number for number, _ in orders.values()}})(z, v, s)
+    expected = {order: oracle[number] for order, (number, _) in orders.items()}
     tolerance = 300 * float(jnp.finfo(widest_dtype).eps)
     for order in orders:
         for a, e in zip(jax.tree.leaves(actual[order]), jax.tree.leaves(expected[order]), strict=True):
