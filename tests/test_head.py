@@ -164,9 +164,9 @@ def test_a_class_of_bias_minus_infinity_is_left_out(widest_dtype):
     x["soft"] = jnp.where(out[None], 0, x["soft"])
     ids = jnp.asarray(np.flatnonzero(~out)[IDS % 15], jnp.int32)
     rest = {"features": x["features"], "head": x["head"][~out], "bias": x["bias"][~out], "soft": x["soft"][:, ~out]}
+    scalars, gradients = ("value", "jvp"), ("gradient", "forward over reverse")
+    orders = lambda f, x: {order: every_order(f, x, jax.tree.map(jnp.ones_like, x))[order] for order in scalars + gradients}
     for mine, fewer in ((ids, jnp.asarray(np.searchsorted(np.flatnonzero(~out), ids), jnp.int32)), (None, None)):
-        scalars, gradients = ("value", "jvp"), ("gradient", "forward over reverse")
-        orders = lambda f, x: {order: every_order(f, x, jax.tree.map(jnp.ones_like, x))[order] for order in scalars + gradients}
         ours = jax.jit(lambda x, mine=mine: orders(lambda x: our_loss(x, mine).sum(), x))(x)
         want = jax.jit(lambda x, fewer=fewer: orders(lambda x: plain_loss(x, fewer).sum(), x))(rest)
         for order in scalars:
