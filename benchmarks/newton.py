@@ -3,6 +3,8 @@
 The embedded digits, 1797 × 64 in 10 classes, and a synthetic problem of 20000 × 200 in 20. All stop at the first iterate
 whose gradient of the mean objective has no entry above 1e-6, with the penalty of C = 1 and a bias that is free of it.
 newton-cholesky is left out of the larger problem: its dense Hessian of 4000 × 4000 takes ten times as long as the others.
+On a loaded machine the threads of OpenBLAS wait for each other and make scikit-learn up to 16 times slower than it is with
+OPENBLAS_NUM_THREADS=1, which is the fair setting there.
 """
 
 import dataclasses
