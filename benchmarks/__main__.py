@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from benchmarks import _report, accuracy, accuracy_divergences, chain, cross_entropy, curvature, divergences, head, imports, operator, softmax_family
+from benchmarks import _report, accuracy, accuracy_divergences, chain, cross_entropy, curvature, divergences, head, imports, newton, operator, softmax_family
 from benchmarks._harness import DTYPE, Effort
 
 MODULES: Sequence[ModuleType] = (
@@ -18,6 +18,7 @@ MODULES: Sequence[ModuleType] = (
     operator,
     chain,
     curvature,
+    newton,
     head,
     imports,
     accuracy,

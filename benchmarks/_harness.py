@@ -55,7 +55,8 @@ class TimingCase:
     """Contenders that compute the same thing from the same arguments, in the order in which they take turns.
 
     `limit` is no contender: it does the least that any of them must do, as one pass over the bytes of the result.
-    With `compiled=False` the functions are called as they are.
+    With `compiled=False` the functions are called as they are, and with `eager_peers=True` the peers.
+    `compared` makes of a result and the arguments what must be the same for all.
     """
 
     benchmark: str
@@ -66,6 +67,8 @@ class TimingCase:
     limit: Mapping[str, Function] = dataclasses.field(default_factory=dict)
     targets: Sequence[Target] = ()
     compiled: bool = True
+    eager_peers: bool = False
+    compared: Function = lambda result, *_: result
     least_rounds: int = 1
 
     def measure(self, effort: Effort) -> "TimingResult":
@@ -79,8 +82,9 @@ class TimingCase:
         arguments = jax.block_until_ready(self.arguments())
         compile_seconds: Mapping[str, np.ndarray] = {}
         if self.compiled:
-            functions, compile_seconds = _compile(functions, arguments, effort.compile_rounds)
-        _agree(self.title, {name: functions[name](*arguments) for name, role in roles.items() if role != "limit"})
+            compiled, compile_seconds = _compile(self.ours if self.eager_peers else functions, arguments, effort.compile_rounds)
+            functions = {**functions, **compiled}
+        _agree(self.title, {name: self.compared(functions[name](*arguments), *arguments) for name, role in roles.items() if role != "limit"})
         seconds = interleave(functions, arguments, max(effort.rounds, self.least_rounds))
 
         best_peer = min(self.peers, key=lambda name: float(np.median(seconds[name])))
@@ -92,8 +96,8 @@ class TimingCase:
                 milliseconds=Spread.of(1e3 * seconds[name]),
                 over_best_peer=Spread.of(seconds[name] / seconds[best_peer]),
                 over_limit=Spread.of(seconds[name] / seconds[limit]) if limit else None,
-                compile_milliseconds=1e3 * float(np.median(compile_seconds[name])) if self.compiled else None,
-                temp_bytes=functions[name].memory_analysis().temp_size_in_bytes if self.compiled else None,
+                compile_milliseconds=1e3 * float(np.median(compile_seconds[name])) if name in compile_seconds else None,
+                temp_bytes=functions[name].memory_analysis().temp_size_in_bytes if name in compile_seconds else None,
                 verdicts=tuple(Verdict.on(target, seconds[name] / seconds[target.of]) for target in self.targets if role == "jaxgrad"),
             )
             for name, role in roles.items()

@@ -13,7 +13,7 @@ import optax
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
-LIBRARIES = ("optax", "distrax", "scipy", "torch", "tokamax", "jax_cce")
+LIBRARIES = ("optax", "distrax", "scikit-learn", "scipy", "torch", "tokamax", "jax_cce")
 
 
 def versions() -> dict[str, str | None]:
@@ -24,7 +24,7 @@ def versions() -> dict[str, str | None]:
 @functools.cache
 def load(module: str) -> ModuleType | None:
     """The module, or None where its library is not installed, or, with a warning, does not import on this machine."""
-    library = module.partition(".")[0]
+    library = {"sklearn": "scikit-learn"}.get(module.partition(".")[0], module.partition(".")[0])
     if _version(library) is None:
         return None
     try:

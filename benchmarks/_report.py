@@ -14,7 +14,7 @@ import jax
 
 from benchmarks import _peers
 
-ENVIRONMENT = ("MALLOC_", "XLA_", "JAX_", "OMP_", "PYTHONDONTWRITEBYTECODE")
+ENVIRONMENT = ("MALLOC_", "XLA_", "JAX_", "OMP_", "OPENBLAS_", "PYTHONDONTWRITEBYTECODE")
 
 
 @dataclasses.dataclass(frozen=True)

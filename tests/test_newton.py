@@ -103,6 +103,30 @@ def test_newtons_method_converges_quadratically_and_compiles_once():
     assert state[0].count == 12
 
 
+def test_a_second_fit_of_the_same_shapes_compiles_nothing():
+    """Neither new data nor the state after a step make other types; damped, preconditioned and with value_fn too."""
+    optimizer = optax.chain(jg.scale_by_curvature(0.1), optax.scale_by_learning_rate(1.0))
+
+    @jax.jit
+    def step(params, state, inputs, targets):
+        model = lambda p: inputs @ p["head"].T + jnp.broadcast_to(p["bias"], (N, C))
+        total = lambda p: jg.cross_entropy(model(p), targets).mean() + penalty(p)
+        operator = jg.ggn(model, lambda z: jg.cross_entropy(z, targets).mean(), params) + jg.hessian(penalty, params)
+        g = jax.grad(total)(params)
+        updates, state = optimizer.update(g, state, params, operator=operator, diagonal=operator.diagonal(), value_fn=total)
+        return optax.apply_updates(params, updates), state, optax.tree.norm(g)
+
+    def fit(inputs, targets):
+        params, state = PARAMS, optimizer.init(PARAMS)
+        for _ in range(12):
+            params, state, size = step(params, state, inputs, targets)
+        return float(size)
+
+    assert fit(X, Y) < 1e-5
+    assert fit(X[::-1] + 1, C - 1 - Y) < 1e-5
+    assert step._cache_size() == 1
+
+
 def test_it_composes_with_schedules_and_chains():
     rates = optax.exponential_decay(0.5, 1, 0.5)
     optimizer = optax.chain(optax.clip_by_global_norm(0.1), jg.scale_by_curvature(optax.linear_schedule(1.0, 0.0, 2)), optax.scale_by_learning_rate(rates))
