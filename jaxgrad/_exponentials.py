@@ -70,8 +70,8 @@ def rounded_sum(x: jax.Array) -> jax.Array:
     The multiples of a power of two that hold the leading digits add up exactly, and what they leave is small.
     """
     info = jnp.finfo(x.dtype)
-    _, exponent = jnp.frexp(x.max(-1, keepdims=True) * x.shape[-1])
-    grid = jnp.ldexp(jnp.ones_like(x[..., :1]), jnp.maximum(exponent - 1 - info.nmant, info.minexp))
+    bound = x.max(-1, keepdims=True) * x.shape[-1]
+    grid = jnp.ldexp(jnp.ones_like(bound), jnp.maximum(jnp.frexp(bound)[1] - 1 - info.nmant, info.minexp))
     coarse = jnp.round(x / grid) * grid
     return coarse.sum(-1, keepdims=True) + (x - coarse).sum(-1, keepdims=True)
 

@@ -250,6 +250,7 @@ def test_eigenvectors_are_not_differentiated_in_silence(widest_dtype):
         jax.hessian(lambda z: jg.softmax_jacobian(z).eigenvalues().sum())(z)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["float32", "bfloat16"])
 def test_eager_jit_vmap_and_blocks_agree(dtype):
     rng = np.random.default_rng(0)
     z, block = jnp.asarray(2 * rng.normal(size=(2, 3, 5)), dtype), jnp.asarray(rng.normal(size=(2, 3, 5, 4)), dtype)
