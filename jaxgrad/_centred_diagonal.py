@@ -7,6 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
@@ -69,7 +70,8 @@ class CentredDiagonal(LinearOperator):
 
         For i ≠ j −w_i (1 − p_i) q_j − p_i w_j (1 − q_j) + p_i q_j Σ_{l≠i,j} w_l.
         """
-        (p, p_rest), (q, q_rest), w = _with_complement(self.left), _with_complement(self.right), self._finite_weights()
+        factors = _with_complement(self.left), _with_complement(self.right), self._finite_weights()
+        (p, p_rest), (q, q_rest), w = lax.optimization_barrier(factors)  # computed again for rows and for columns they may differ in a bit
         rows, columns = (lambda x: x[..., :, None]), (lambda x: x[..., None, :])
         heavy = self._heavy()
         either = rows(heavy) | columns(heavy)
