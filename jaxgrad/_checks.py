@@ -4,6 +4,8 @@ Three tiers: a static fact raises here; a value that only a running program know
 is used; what is promised and not looked at is said in the docstring, and `jaxgrad.validate` looks.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,12 +78,12 @@ def same_shape(name: str, x: jax.Array, shape: tuple[int, ...], meaning: str) ->
         raise ValueError(f"{name}: expected shape {shape} ({meaning}), got {x.shape}; {remedy}")
 
 
-def positive(name: str, x: float) -> float:
+def positive(name: str, x: Any, remedy: str = "1 leaves things as they are; divide by an array or a traced value yourself") -> float:
     """`x` as a positive finite number that is known while tracing."""
     if isinstance(x, bool) or not isinstance(x, int | float | np.integer | np.floating):
-        raise TypeError(f"{name}: expected a number, got {type(x).__name__}; divide by an array or a traced value yourself")
+        raise TypeError(f"{name}: expected a number, got {type(x).__name__}; {remedy}")
     if not 0 < x < np.inf:
-        raise ValueError(f"{name}: expected a positive finite number, got {x}; 1 leaves things as they are")
+        raise ValueError(f"{name}: expected a positive finite number, got {x}; {remedy}")
     return float(x)
 
 

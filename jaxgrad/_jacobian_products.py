@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgrad._exponentials import UNIT, exp_shifted, reciprocal_of_sum, split_at_heaviest
-from jaxgrad._linear import LinearMap
+from jaxgrad._linear import Arrays, LinearMap
 from jaxgrad._softmax import deviation, jacobian_product, scaled_jacobian_product
 
 
@@ -61,11 +61,18 @@ def _root_transpose(z: jax.Array, v: jax.Array) -> jax.Array:
     return _root_probs(z) * deviation(z, v)
 
 
+@jax.custom_jvp
 def _root_probs(z: jax.Array) -> jax.Array:
     """√p, also where p underflows: e^{(z − z_k)/2} / √(1 + s)."""
     at_k = split_at_heaviest(z)
     half, _, _ = exp_shifted(z, at_k.top, 2.0)
     return half / UNIT * jnp.sqrt(reciprocal_of_sum(jnp.ones_like(at_k.others), at_k.others / UNIT)[0])
+
+
+@_root_probs.defjvp
+def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
+    root = _root_probs(*primals)
+    return root, root * deviation(*primals, *tangents) / 2
 
 
 damped_solution = LinearMap("softmax_jacobian_solution", _solve)  # (scale · J + λI)⁻¹ v, scale and λ (..., 1)

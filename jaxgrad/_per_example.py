@@ -7,12 +7,12 @@ With a bias its gradient r_n belongs to them, as if each e_n had one more entry,
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -111,18 +111,17 @@ class PerExampleGradients:
 
         Raises:
           TypeError: `max_norm` or `weights` is not of a real floating dtype.
-          ValueError: `max_norm` is no scalar or not positive; the shape of `weights` is not that of the examples.
+          ValueError: `max_norm` is no scalar or not positive (NaN where only a running program knows it); the shape of `weights` is not that of the examples.
 
         Source: Abadi et al. 2016, doi:10.1145/2976749.2978318.
         """
-        if isinstance(max_norm, int | float):
-            if not 0 < max_norm < math.inf:
-                raise ValueError(f"max_norm: expected a positive finite number, got {max_norm}; use weighted_sum for no bound at all")
-            max_norm = float(max_norm)
+        if isinstance(max_norm, int | float | np.integer | np.floating):
+            max_norm = _checks.positive("max_norm", max_norm, "use weighted_sum for no bound at all")
         c = _checks.as_floating("max_norm", max_norm).astype(self.residuals.dtype)
         _checks.same_shape("max_norm", c, (), "one bound for all examples")
         r, e = _norms(self.residuals), _norms(with_one_for_bias(self.features, self.has_bias))
-        factor = jnp.where(r * e > c, c / r / e, 1)  # c / r cannot overflow there, as c < r e
+        c = jnp.where((c > 0) & (c < jnp.inf), c, jnp.nan)  # a bound that is none must not let a gradient through
+        factor = jnp.where(r * e <= c, 1, c / r / e)  # c / r cannot overflow there, as c < r e
         return self.weighted_sum(factor if weights is None else self._as_weights(weights) * factor)
 
     def to_dense(self) -> Any:
@@ -175,7 +174,7 @@ def per_example_gradient_norms(
       targets: class ids (...) or distributions (..., C).
       bias: b, (C,), floating.
       where: (...), boolean; an example where it is False has norm 0.
-      batch_size: of how many inputs there are gradients in θ in memory at once; of all N by default.
+      batch_size: of how many inputs there are gradients in θ in memory at once, for each of their rows; of all N by default.
 
     Returns:
       (...), at least float32.

@@ -12,10 +12,12 @@ C and the sums are over the classes with p > 0.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
@@ -79,7 +81,9 @@ class SoftmaxJacobian(SymmetricOperator):
           TypeError: `vector` is not of a real floating dtype.
           ValueError: its shape is not that of the logits.
         """
-        return scaled_jacobian_product(self._z, self._scale, self._vector(vector)).astype(self.dtype)
+        v = _checks.as_floating("vector", vector)
+        _checks.same_shape("vector", v, self.logits.shape, "one vector for each row of the logits; @ takes blocks")
+        return scaled_jacobian_product(self._z, self._scale, v.astype(self._z.dtype)).astype(self.dtype)
 
     def diagonal(self) -> jax.Array:
         """p_i (1 − p_i), (..., C)."""
@@ -98,20 +102,20 @@ class SoftmaxJacobian(SymmetricOperator):
         return (self._scale[..., None] * _dense(self._z)).astype(self.dtype)
 
     def root_matvec(self, vector: ArrayLike) -> jax.Array:
-        """B v = √p ∘ v − p ⟨√p, v⟩, (..., C), where J = B Bᵀ (op-1): a standard normal v becomes a draw from N(0, J).
+        """B v = √p ∘ v − p ⟨√p, v⟩ where J = B Bᵀ (op-1), for vectors (..., C) or blocks (..., C, K): normal v become draws from N(0, J).
 
         Raises:
-          TypeError, ValueError: as `matvec`.
+          TypeError, ValueError: as `@`.
         """
-        return (self._root_scale * root_product(self._z, self._vector(vector))).astype(self.dtype)
+        return self._of_columns(lambda v: self._root_scale * root_product(self._z, v), vector)
 
     def root_rmatvec(self, vector: ArrayLike) -> jax.Array:
-        """Bᵀ v = √p ∘ (v − ⟨p, v⟩), (..., C), where J = B Bᵀ (op-1): ‖Bᵀ v‖² = vᵀ J v.
+        """Bᵀ v = √p ∘ (v − ⟨p, v⟩) where J = B Bᵀ (op-1), for vectors (..., C) or blocks (..., C, K): ‖Bᵀ v‖² = vᵀ J v.
 
         Raises:
-          TypeError, ValueError: as `matvec`.
+          TypeError, ValueError: as `@`.
         """
-        return (self._root_scale * root_transpose_product(self._z, self._vector(vector))).astype(self.dtype)
+        return self._of_columns(lambda v: self._root_scale * root_transpose_product(self._z, v), vector)
 
     def solve(self, vector: ArrayLike, *, damping: ArrayLike) -> jax.Array:
         """(J + λI)⁻¹ v in O(C) time and memory (op-3), with the shape of `vector`.
@@ -126,32 +130,33 @@ class SoftmaxJacobian(SymmetricOperator):
 
         Source: Sherman and Morrison 1950, doi:10.1214/aoms/1177729893.
         """
-        if isinstance(damping, int | float):
-            damping = _checks.positive("damping", damping)
-        λ = jnp.asarray(damping, self._z.dtype) if isinstance(damping, float) else _checks.as_floating("damping", damping)
+        if isinstance(damping, int | float | np.integer | np.floating):
+            number = _checks.positive("damping", damping, "(J + 0 I) has no inverse: pinv_matvec is J⁺")
+            λ = jnp.asarray(_checks.positive("damping", self._z.dtype.type(number), f"{number} is 0 in {self._z.dtype}"), self._z.dtype)
+        else:
+            λ = _checks.as_floating("damping", damping)
         if λ.ndim:
             _checks.same_shape("damping", λ, self.shape[:-2], "one for each matrix")
         λ = jnp.broadcast_to(λ, self.shape[:-2])[..., None].astype(self._z.dtype)
-        solve = lambda v: damped_solution(self._z, self._scale, λ, v.astype(self._z.dtype)).astype(self.dtype)
-        return self.by_columns("vector", solve, vector)
+        return self._of_columns(lambda v: damped_solution(self._z, self._scale, λ, v), vector)
 
     def pinv_matvec(self, vector: ArrayLike) -> jax.Array:
-        """J⁺ v, (..., C), with the Moore–Penrose inverse of J (op-2); its sum is 0.
+        """J⁺ v with the Moore–Penrose inverse of J (op-2), for vectors (..., C) or blocks (..., C, K); the sums over classes are 0.
 
         A class whose probability is 0, or underflows, belongs to the null space: the result is 0 there.
 
         Raises:
-          TypeError, ValueError: as `matvec`.
+          TypeError, ValueError: as `@`.
 
         Source: Tanabe and Sagae 1992, doi:10.1111/j.2517-6161.1992.tb01875.x.
         """
-        return pseudo_solution(self._z, self._scale, self._vector(vector)).astype(self.dtype)
+        return self._of_columns(lambda v: pseudo_solution(self._z, self._scale, v), vector)
 
     def eigenvalues(self, num_largest: int | None = None) -> jax.Array:
         """The eigenvalues, or the largest of them, ascending, (..., K), at least float32 (op-4).
 
         Each has a relative accuracy of some ULP, down to the smallest: one iteration by bisection costs O(K C) time, and
-        memory is O(K + C). A class whose probability is 0 or underflows adds an eigenvalue 0. They are differentiable
+        memory is O(K + C), for derivatives O(K C). A class whose probability is 0 or underflows adds an eigenvalue 0. They are differentiable
         once; among equal ones only the sum of the derivatives has a meaning.
 
         Args:
@@ -177,18 +182,18 @@ class SoftmaxJacobian(SymmetricOperator):
         Source: Gu and Eisenstat 1995, doi:10.1137/S0895479892241287.
         """
         values, vectors = _eigh(self._z, self._count(num_largest))
-        return self._checked_scale * values, vectors.astype(self.dtype)
+        return self._checked_scale * values, jnp.where(self._checked_scale[..., None] >= 0, vectors, jnp.nan).astype(self.dtype)
 
     def log_pseudo_determinant(self) -> jax.Array:
         """The sum of the logarithms of the eigenvalues that are not 0, Σ_j log p_j + log C (op-4), (...), at least float32.
 
-        Over the classes whose logit is not −inf; it is 0 where there is one.
+        Over the classes whose logit is not −inf; it is 0 where there is one, and where the scale is 0: no eigenvalue is left.
         """
-        z = self._z
-        live = z > -jnp.inf
-        count = live.sum(-1).astype(z.dtype)
-        logs = jnp.where(live | jnp.isnan(z), log_probs(z), 0).sum(-1) + jnp.log(jnp.maximum(count, 1))
-        return logs + jnp.where(count > 1, (count - 1) * jnp.log(self.scale.astype(z.dtype)), 0)
+        z, scale = self._z, self._scale[..., 0]
+        masked = (z == -jnp.inf) & (z.max(-1, keepdims=True) > -jnp.inf)
+        count = (~masked).sum(-1).astype(z.dtype)
+        logs = jnp.where(masked, 0, log_probs(z)).sum(-1) + jnp.log(count)
+        return jnp.where(scale == 0, 0, logs + (count - 1) * jnp.log(jnp.where(scale == 0, 1, scale)))
 
     def sample(self, key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
         """Draws from N(0, J), shape + (..., C): B ξ with ξ standard normal (op-1); each sums to 0.
@@ -205,9 +210,9 @@ class SoftmaxJacobian(SymmetricOperator):
 
     def stored(self) -> "StoredSoftmaxJacobian":
         """The same with p computed once, (..., C) numbers more, for many products: half the time for each."""
-        at_k = split_at_heaviest(self._z)
-        index = jnp.argmax(at_k.heaviest, axis=-1, keepdims=True)
-        return StoredSoftmaxJacobian(softmax(self._z), index, at_k.complement, self.scale, self.dtype)
+        p, heaviest = softmax(self._z), split_at_heaviest(self._z).heaviest
+        complement = jnp.where(heaviest, 0, p).sum(-1, keepdims=True)
+        return StoredSoftmaxJacobian(p, jnp.argmax(heaviest, axis=-1, keepdims=True), complement, self.scale, self.dtype)
 
     @property
     def _z(self) -> jax.Array:
@@ -229,16 +234,15 @@ class SoftmaxJacobian(SymmetricOperator):
         """√scale, (..., 1), with derivative 0 at 0."""
         return jnp.where(self._scale == 0, 0, jnp.sqrt(jnp.where(self._scale == 0, 1, self._scale)))
 
-    def _vector(self, vector: ArrayLike) -> jax.Array:
-        v = _checks.as_floating("vector", vector)
-        _checks.same_shape("vector", v, self.logits.shape, "one vector for each row of the logits")
-        return v.astype(self._z.dtype)
+    def _of_columns(self, function: Callable[[jax.Array], jax.Array], vector: ArrayLike) -> jax.Array:
+        """`function` of vectors, or of the columns of blocks, in the dtype to compute in."""
+        return self.by_columns("vector", lambda v: function(v.astype(self._z.dtype)).astype(self.dtype), vector)
 
     def _count(self, num_largest: int | None) -> int:
         num_classes = self.shape[-1]
         if num_largest is None:
             return num_classes
-        if not 1 <= num_largest <= num_classes:
+        if isinstance(num_largest, bool) or not isinstance(num_largest, int | np.integer) or not 1 <= num_largest <= num_classes:
             raise ValueError(f"num_largest: expected from 1 to {num_classes}, the number of classes, got {num_largest}; pass None for all of them")
         return num_largest
 
@@ -349,15 +353,16 @@ def _frobenius_norm(z: jax.Array) -> jax.Array:
 @_frobenius_norm.defjvp
 def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
     (z,), (dz,) = primals, tangents
-    norm, p = _frobenius_norm(z), softmax(z)
-    others = jnp.where(split_at_heaviest(z).heaviest, 0, p)
-    square = (others * others).sum(-1, keepdims=True) + jnp.where(p == others, p.max(-1, keepdims=True) ** 2 - p * p, 0)  # Σ_{j≠i} p_j²
+    norm, p, heaviest = _frobenius_norm(z), softmax(z), split_at_heaviest(z).heaviest
+    square_k, square_others = (jnp.where(part, p * p, 0).sum(-1, keepdims=True) for part in (heaviest, ~heaviest))
+    square = square_others + jnp.where(heaviest, 0, square_k - p * p)  # Σ_{j≠i} p_j²
     over_norm = jnp.where(norm > 0, norm, 1)[..., None]
     weight = p * (_variances(z) / over_norm * (1 - 2 * p) + 2 * p * (square / over_norm))
     return norm, (weight * deviation(z, dz)).sum(-1)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
+@partial(jax.jit, static_argnums=1)  # so that the vectors are not made
 def _eigenvalues(z: jax.Array, count: int) -> jax.Array:
     return _eigh(z, count)[0]
 
@@ -382,4 +387,4 @@ def _eigh(z: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 @_eigh.defjvp
 def _(count: int, primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
-    raise TypeError("eigh: expected no derivative of eigenvectors, got one asked for; differentiate eigenvalues(), once")
+    raise TypeError("eigh: expected no derivative of eigenvectors, got one asked for; differentiate eigenvalues(), once: the second order needs them")
