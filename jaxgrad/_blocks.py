@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.typing import ArrayLike
 
 from jaxgrad import _checks
 
@@ -69,24 +68,7 @@ def block_size_for(num_rows: int, num_classes: int, block_size: int | None) -> i
     """The given size, checked, or one that makes a block of logits of about `TILE` numbers; at most C."""
     if block_size is None:
         return min(num_classes, max(256, TILE // max(num_rows, 1) // 128 * 128))
-    if isinstance(block_size, bool) or not isinstance(block_size, int):
-        raise TypeError(f"block_size: expected an int, got {type(block_size).__name__}; pass a number of classes, or None for the default")
-    if block_size < 1:
-        raise ValueError(f"block_size: expected at least one class in a block, got {block_size}; pass None for the default")
-    return min(num_classes, block_size)
-
-
-def as_linear_head(features: ArrayLike, head: ArrayLike, bias: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Features (..., d), head (C, d) with C >= 1 and bias (C,), floating, or an error that names the one that does not fit."""
-    e, w = _checks.as_floating("features", features), _checks.as_floating("head", head)
-    if e.ndim == 0 or w.ndim != 2 or e.shape[-1] != w.shape[-1]:
-        raise ValueError(f"head: expected shape (C, d) for features of shape (..., d) = {e.shape}, got {w.shape}; transpose it if it is (d, C)")
-    if w.shape[0] == 0:
-        raise ValueError(f"head: expected at least one class, got shape {w.shape}; check its first axis")
-    if bias is not None:
-        bias = _checks.as_floating("bias", bias)
-        _checks.same_shape("bias", bias, w.shape[:1], "one for each class")
-    return e, w, bias
+    return min(num_classes, _checks.at_least_one("block_size", block_size, "class in a block"))
 
 
 def varying_alike(arrays: Any) -> Any:

@@ -57,7 +57,7 @@ def chain_gradients(
 
     Args:
       feature_fn: maps (params, inputs) to the features e, (..., d), floating: one row for each example.
-      params: θ, any pytree.
+      params: θ, any pytree of arrays; split a module that holds anything else first (`eqx.partition`, `nnx.split`).
       head: W, (C, d), floating.
       inputs: x, any pytree: one example or a batch, as `feature_fn` takes it.
       targets: class ids (...) or distributions (..., C).
@@ -105,17 +105,13 @@ class HeadLink(NamedTuple):
 
 def head_link(name: str, features: ArrayLike, head: ArrayLike, bias: ArrayLike | None, where: ArrayLike | None) -> HeadLink:
     """The logits W e + b of features (..., d), which `name` is the name of."""
-    e, w = _checks.as_floating(name, features), _checks.as_floating("head", head)
-    if w.ndim != 2 or e.ndim == 0 or e.shape[-1] != w.shape[-1]:
-        raise ValueError(f"head: expected shape (C, d) for features of shape (..., d) = {e.shape}, got {w.shape}; transpose it if it is (d, C)")
+    e, w, b = _checks.as_linear_head(name, features, head, bias)
     wide = _checks.compute_dtype(e, w)
     e, w = e.astype(wide), w.astype(wide)
     where = None if where is None else _checks.as_mask("where", where, e.shape[:-1])
     e = mask_features(e, where)
     z = jnp.matmul(e, w.T)
-    if bias is not None:
-        b = _checks.as_floating("bias", bias)
-        _checks.same_shape("bias", b, w.shape[:1], "one for each class")
+    if b is not None:
         z = z + jnp.broadcast_to(b.astype(wide), z.shape)
     return HeadLink(e, w, z, where)
 

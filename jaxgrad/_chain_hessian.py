@@ -41,17 +41,10 @@ def chain_hessian(
 ) -> "ChainHessian":
     """Every second derivative of the chain x → e → z → p → L as an operator (hess-2, hess-3, hess-4, hess-7).
 
-    L = Σ_n w_n cross_entropy(W e_n + b, y_n) with e = feature_fn(params, inputs), as in `chain_gradients`.
+    L = Σ_n w_n cross_entropy(W e_n + b, y_n) with e = feature_fn(params, inputs), as in `chain_gradients`, with features (..., d) and weights (...).
 
     Args:
-      feature_fn: maps (params, inputs) to the features e, (..., d), floating: one row for each example.
-      params: θ, any pytree.
-      head: W, (C, d), floating.
-      inputs: x, any pytree: one example or a batch, as `feature_fn` takes it.
-      targets: class ids (...) or distributions (..., C).
-      bias: b, (C,), floating.
-      weights: w, (...), floating; 1/N for each of the N examples that count by default, so that L is the mean.
-      where: (...), boolean; an example where it is False does not enter, as in `chain_gradients`.
+      feature_fn, params, head, inputs, targets, bias, weights, where: as in `chain_gradients`.
 
     Returns:
       A `ChainHessian`: `logits`, `features`, `head`, `inputs`, `ggn`, `residual`, `hessian` and the mixed block.

@@ -85,15 +85,8 @@ def chain_ggn_product(
     """The generalised Gauss–Newton matrix of L = Σ_n w_n ℓ_n in θ, W and b, times a direction (hess-6, hess-7).
 
     Args:
-      feature_fn: maps (params, inputs) to the features e, (..., d), floating.
-      params: θ, any pytree of floating arrays.
-      head: W, (C, d), floating.
-      inputs: x, any pytree.
-      targets: class ids (...) or distributions (..., C), of which only the sums enter.
-      along: the direction, in the structure and shapes of params, head and bias; head and bias may be held as None.
-      bias: b, (C,), floating; −inf masks a class.
-      weights: w, (...), floating; 1/N for each of the N examples by default.
-      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+      feature_fn, params, head, inputs, targets, along, bias, weights, block_size: as in `chain_hvp`; only the sums of
+        distributions (..., C) enter.
 
     Returns:
       The product, in the structure, shapes and dtypes of params, head and bias.

@@ -38,6 +38,19 @@ def as_array(name: str, x: ArrayLike) -> jax.Array:
         raise TypeError(f"{name}: expected an array, got {type(x).__name__}; pass a JAX or NumPy array") from error
 
 
+def as_linear_head(name: str, features: ArrayLike, head: ArrayLike, bias: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """Features (..., d), which `name` is the name of, head (C, d) with C >= 1 and bias (C,), floating."""
+    e, w = as_floating(name, features), as_floating("head", head)
+    if e.ndim == 0 or w.ndim != 2 or e.shape[-1] != w.shape[-1]:
+        raise ValueError(f"head: expected shape (C, d) for features of shape (..., d) = {e.shape}, got {w.shape}; transpose it if it is (d, C)")
+    if w.shape[0] == 0:
+        raise ValueError(f"head: expected at least one class, got shape {w.shape}; check its first axis")
+    if bias is not None:
+        bias = as_floating("bias", bias)
+        same_shape("bias", bias, w.shape[:1], "one for each class")
+    return e, w, bias
+
+
 def as_targets(name: str, y: ArrayLike, logits: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
     """`y` as class ids `logits.shape[:-1]` of an integer dtype, or distributions `logits.shape` of a floating one."""
     y = as_array(name, y)
@@ -76,6 +89,15 @@ def same_shape(name: str, x: jax.Array, shape: tuple[int, ...], meaning: str) ->
     if x.shape != shape:
         remedy = f"pass jnp.broadcast_to({name}, {shape})" if _broadcasts(x.shape, shape) else "check its axes"
         raise ValueError(f"{name}: expected shape {shape} ({meaning}), got {x.shape}; {remedy}")
+
+
+def at_least_one(name: str, x: Any, unit: str) -> int:
+    """`x` as a positive int, a number of `unit`."""
+    if isinstance(x, bool) or not isinstance(x, int | np.integer):
+        raise TypeError(f"{name}: expected an int, got {type(x).__name__}; pass how many, at least one {unit}")
+    if x < 1:
+        raise ValueError(f"{name}: expected at least one {unit}, got {x}; pass a positive int")
+    return int(x)
 
 
 def positive(name: str, x: Any, remedy: str = "1 leaves things as they are; divide by an array or a traced value yourself") -> float:

@@ -46,8 +46,7 @@ def batched_curvature(operator_fn: OperatorFn, params: Any, data: Any, *, batch_
       ValueError: the arrays do not agree in N, `batch_size` is not positive, or `operator_fn` does not use its weights.
     """
     size = _num_examples("data", data)
-    if batch_size < 1:
-        raise ValueError(f"batch_size: expected a positive number of examples, got {batch_size}; give at least 1")
+    batch_size = _checks.at_least_one("batch_size", batch_size, "example at a time")
     params, data = jax.tree.map(jnp.asarray, params), jax.tree.map(jnp.asarray, data)
     if weights is None:
         w = jnp.full(size, 1 / size, wide_dtype(params))

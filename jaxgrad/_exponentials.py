@@ -60,7 +60,7 @@ class Split(NamedTuple):
 
 
 def with_rounded_sum(at_k: Split) -> Split:
-    """The same with `others` rounded once: for what takes the error of the sum more than once, and can afford another pass."""
+    """The same with `others`, (..., 1), rounded once: for what takes the error of the sum more than once, and can afford another pass."""
     return at_k._replace(others=rounded_sum(at_k.rest))
 
 
@@ -184,7 +184,7 @@ def exp(d: jax.Array, lo: jax.Array) -> jax.Array:
 
 
 def exp_pair(d: jax.Array, lo: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """UNIT · e^{d + lo} as head and tail, with 6 more bits than `exp`."""
+    """UNIT · e^{d + lo} as head and tail, (...) each, with 6 more bits than `exp`."""
     power, r, r_tail = _reduced(d, lo)
     square, square_tail = two_product(r, r)
     head, lost = two_difference(jnp.ones_like(r), -r)

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import Block, as_linear_head, begins, block_of, block_size_for, block_sums, varying_alike
+from jaxgrad._blocks import Block, begins, block_of, block_size_for, block_sums, varying_alike
 
 Arrays = tuple[Any, ...]
 
@@ -64,7 +64,7 @@ def linear_cross_entropy(
 
     Source: Wijmans et al. 2024, arXiv:2411.09009; Milakov and Gimelshein 2018, arXiv:1805.02867.
     """
-    e, w, b = as_linear_head(features, head, bias)
+    e, w, b = _checks.as_linear_head("features", features, head, bias)
     mesh = jax.sharding.get_abstract_mesh()
     if vocab_axis is not None and vocab_axis not in mesh.shape:
         raise ValueError(f"vocab_axis: expected an axis of the mesh {tuple(mesh.shape)}, got {vocab_axis!r}; call it within jax.set_mesh or jax.shard_map")

@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import as_linear_head, begins, block_of, block_size_for
+from jaxgrad._blocks import begins, block_of, block_size_for
 
 Triple = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -84,13 +84,8 @@ def linear_cross_entropy_ggn_product(
     It is also the product with the Fisher information, and in the head and bias alone with the Hessian.
 
     Args:
-      features: e, (..., d), floating.
-      head: W, (C, d), floating.
-      targets: class ids (...) or distributions (..., C), of which only the sums enter.
-      along: the direction, each part in the shape of what it moves.
-      bias: b, (C,), floating; −inf masks a class.
-      weights: w, (...), floating; 1/N for each of the N examples by default.
-      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+      features, head, targets, along, bias, weights, block_size: as in `linear_cross_entropy_hvp`; only the sums of
+        distributions (..., C) enter.
 
     Returns:
       The product, in the shapes and dtypes of features, head and bias; computed in at least float32.
@@ -118,7 +113,7 @@ class Rows:
     @classmethod
     def of(cls, features: ArrayLike, head: ArrayLike, targets: ArrayLike, bias: ArrayLike | None, weights: ArrayLike | None, block_size: int | None) -> "Rows":
         """From what the public functions take."""
-        e, w, b = as_linear_head(features, head, bias)
+        e, w, b = _checks.as_linear_head("features", features, head, bias)
         y = _checks.as_targets("targets", targets, jax.ShapeDtypeStruct((*e.shape[:-1], w.shape[0]), e.dtype))
         ids = jnp.issubdtype(y.dtype, jnp.integer)
         wide = _checks.compute_dtype(e, w, *(x for x in (b, None if ids else y) if x is not None))

@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import as_linear_head, begins, block_of, block_size_for
+from jaxgrad._blocks import begins, block_of, block_size_for
 from jaxgrad._head import class_sums
 from jaxgrad._head_products import HeadVector, Rows
 
@@ -60,7 +60,7 @@ def linear_log_probs(
 
     Source: Milakov and Gimelshein 2018, arXiv:1805.02867.
     """
-    e, w, b = as_linear_head(features, head, bias)
+    e, w, b = _checks.as_linear_head("features", features, head, bias)
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 <= top_k <= w.shape[0]:
         raise ValueError(f"top_k: expected an int from 0 to the {w.shape[0]} classes, got {top_k!r}; pass 0 for none")
     wide = _checks.compute_dtype(e, w, *([] if b is None else [b]))

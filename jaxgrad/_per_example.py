@@ -168,7 +168,7 @@ def per_example_gradient_norms(
     Args:
       feature_fn: maps (params, inputs) to the features e, (..., d) with N inputs on the first axis, floating, each input
         apart from the others.
-      params: θ, any pytree.
+      params: θ, any pytree of arrays, as in `chain_gradients`.
       head: W, (C, d), floating.
       inputs: x, any pytree with leaves (N, ...).
       targets: class ids (...) or distributions (..., C).
@@ -181,7 +181,7 @@ def per_example_gradient_norms(
 
     Raises:
       TypeError, ValueError, IndexError: as `chain_gradients`.
-      ValueError: the leaves of `inputs` have not the leading axis of the features.
+      ValueError: the leaves of `inputs` have not the leading axis of the features, or `batch_size` is not positive.
 
     Source: Li et al. 2022, arXiv:2110.05679.
     """
@@ -191,6 +191,7 @@ def per_example_gradient_norms(
         shapes = ", ".join(str(jnp.shape(x)) for x in jax.tree.leaves(inputs))
         raise ValueError(f"inputs: expected leaves (N, ...) for features (N, ..., d) = {e.shape}, got {shapes}; give them a leading axis of examples")
     by_features = jnp.matmul(gradients.residuals, jnp.asarray(head).astype(gradients.residuals.dtype))
+    batch_size = None if batch_size is None else _checks.at_least_one("batch_size", batch_size, "input at a time")
     direction, size = _scaled(by_features)  # the gradient is linear in it, and its square may underflow
 
     def norms_of_one(example: tuple[Any, jax.Array]) -> jax.Array:

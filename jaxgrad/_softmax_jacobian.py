@@ -131,7 +131,7 @@ class SoftmaxJacobian(SymmetricOperator):
         Source: Sherman and Morrison 1950, doi:10.1214/aoms/1177729893.
         """
         if isinstance(damping, int | float | np.integer | np.floating):
-            number = _checks.positive("damping", damping, "(J + 0 I) has no inverse: pinv_matvec is J⁺")
+            number = _checks.positive("damping", damping, "pass λ > 0, or use pinv_matvec for λ = 0")
             λ = jnp.asarray(_checks.positive("damping", self._z.dtype.type(number), f"{number} is 0 in {self._z.dtype}"), self._z.dtype)
         else:
             λ = _checks.as_floating("damping", damping)
@@ -156,8 +156,8 @@ class SoftmaxJacobian(SymmetricOperator):
         """The eigenvalues, or the largest of them, ascending, (..., K), at least float32 (op-4).
 
         Each has a relative accuracy of some ULP, down to the smallest: one iteration by bisection costs O(K C) time, and
-        memory is O(K + C), for derivatives O(K C). A class whose probability is 0 or underflows adds an eigenvalue 0. They are differentiable
-        once; among equal ones only the sum of the derivatives has a meaning.
+        memory is O(K + C), for derivatives O(K C). A class whose probability is 0 or underflows adds an eigenvalue 0.
+        They are differentiable once; among equal ones only the sum of the derivatives has a meaning.
 
         Args:
           num_largest: K, from 1 to C; all C of them by default.
@@ -201,7 +201,12 @@ class SoftmaxJacobian(SymmetricOperator):
         Args:
           key: a key of `jax.random`.
           shape: how many draws, in front of the axes of the logits.
+
+        Raises:
+          TypeError: `shape` is not a tuple.
         """
+        if not isinstance(shape, tuple):
+            raise TypeError(f"shape: expected a tuple of sizes, got {shape!r}; pass ({shape},) for that many draws")
         noise = jax.random.normal(key, (*shape, *self.logits.shape), self._z.dtype)
         draw = self.root_matvec
         for _ in shape:

@@ -136,7 +136,11 @@ def unweighted(params, batch, w):
 ERRORS = {
     "unweighted": (lambda: jg.batched_curvature(unweighted, PARAMS, DATA, batch_size=4), ValueError, "does not use the weights; a mean over each batch"),
     "unweighted stream": (lambda: jg.streamed_curvature(unweighted, PARAMS, split(4)) @ VECTOR, ValueError, "does not use the weights"),
-    "batch size": (lambda: jg.batched_curvature(fisher_of, PARAMS, DATA, batch_size=0), ValueError, "batch_size: expected a positive number"),
+    "batch size": (
+        lambda: jg.batched_curvature(fisher_of, PARAMS, DATA, batch_size=0),
+        ValueError,
+        "batch_size: expected at least one example",
+    ),
     "ragged": (
         lambda: jg.batched_curvature(fisher_of, PARAMS, {**DATA, "y": DATA["y"][1:]}, batch_size=4),
         ValueError,

@@ -210,6 +210,8 @@ def test_parameters_without_a_derivative_have_no_norm():
         (lambda g, h: g.weighted_sum(jnp.ones(6, jnp.float32)), ValueError, r"weights: expected shape \(7,\) \(one for each example\), got \(6,\)"),
         (lambda g, h: g.weighted_sum(jnp.ones(7, jnp.int32)), TypeError, r"weights: expected a real floating dtype, got int32"),
         (lambda g, h: g.clipped_sum(0), ValueError, r"max_norm: expected a positive finite number, got 0"),
+        (lambda g, h: g.clipped_sum(np.float32(-0.1)), ValueError, r"max_norm: expected a positive finite number, got -0.1"),
+        (lambda g, h: g.clipped_sum(True), TypeError, r"max_norm: expected a number, got bool"),
         (lambda g, h: g.clipped_sum(jnp.ones(7, jnp.float32)), ValueError, r"max_norm: expected shape \(\)"),
         (lambda g, h: g.inner(h), ValueError, r"other: expected gradients of a head with \(C, d, has_bias\) = \(3, 4, False\), got \(3, 4, True\)"),
         (lambda g, h: h.inner(jg.PerExampleGradients(h.residuals[:5], h.features[:5], True)), ValueError, r"other.residuals: expected shape \(7, 3\)"),
@@ -219,6 +221,21 @@ def test_what_does_not_fit_is_refused(call, error, message):
     features, head, bias, targets, _, _ = make((7,))
     with pytest.raises(error, match=message):
         call(jg.per_example_gradients(features, head, targets), jg.per_example_gradients(features, head, targets, bias=bias))
+
+
+@pytest.mark.parametrize("bound", [np.nan, -0.1, 0.0, np.inf])
+def test_a_bound_that_is_none_lets_no_gradient_through(bound):
+    features, head, _, targets, _, _ = make((7,))
+    gradients = jg.per_example_gradients(features, head, targets)
+    assert np.isnan(jax.jit(gradients.clipped_sum)(jnp.asarray(bound, jnp.float32))).all()
+
+
+@pytest.mark.parametrize(("batch_size", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), (1.5, TypeError)])
+def test_a_batch_size_that_is_none_is_refused(batch_size, error):
+    params, inputs = network((7,))
+    _, head, _, targets, _, _ = make((7,))
+    with pytest.raises(error, match=r"batch_size: expected (at least one input|an int)"):
+        jg.per_example_gradient_norms(tanh_features, params, head, inputs, targets, batch_size=batch_size)
 
 
 def test_inputs_without_an_axis_of_examples_are_refused():

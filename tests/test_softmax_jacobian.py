@@ -193,6 +193,28 @@ def test_many_classes_against_dense_algebra_in_float64(num_classes, widest_dtype
         np.testing.assert_allclose(results["pinv"][i], pinv, rtol=0, atol=32 * max(eps, 1e-10) * np.abs(pinv).max())
 
 
+def test_the_largest_eigenpairs_of_a_hundred_thousand_classes():
+    """Each between its neighbours among the sorted p, so that no larger one is missed, and with a small residual in float64."""
+    z = jnp.asarray(3 * np.random.default_rng(0).normal(size=100_000), jnp.float32)
+    values, vectors = (np.asarray(x, np.float64) for x in jax.jit(lambda z: jg.softmax_jacobian(z).eigh(4))(z))
+    e = np.exp(np.asarray(z, np.float64))
+    p, eps = e / e.sum(), float(jnp.finfo(jnp.float32).eps)
+    ordered = np.sort(p)
+    assert (ordered[-5:-1] < values * (1 + 4 * eps)).all()
+    assert (values * (1 - 4 * eps) < ordered[-4:]).all()
+    residuals = p[:, None] * (vectors - p @ vectors) - vectors * values
+    assert (np.linalg.norm(residuals, axis=0) <= 4 * eps * values).all()
+    assert np.abs(vectors.T @ vectors - np.eye(4)).max() <= 8 * eps
+
+
+def test_eigenvalues_alone_make_no_vectors():
+    z = jnp.zeros(64, jnp.float32)
+    made = [variable.aval.shape for equation in jax.make_jaxpr(lambda z: jg.softmax_jacobian(z).eigenvalues())(z).eqns for variable in equation.outvars]
+    assert (64, 64) not in made  # but inside of what is compiled as a whole, where it is left out
+    compiled = jax.jit(lambda z: jg.softmax_jacobian(z).eigenvalues()).lower(jnp.zeros(4096, jnp.float32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2**23  # 64 MiB with them
+
+
 # Derivatives, transformations
 
 
@@ -342,11 +364,13 @@ def test_a_large_head_needs_a_few_batches_of_memory():
         (lambda j, v: j.solve(v, damping=0.0), ValueError, "damping: expected a positive finite number, got 0"),
         (lambda j, v: j.solve(v, damping=np.float32(-1)), ValueError, "damping: expected a positive finite number, got -1.0; .*pinv_matvec"),
         (lambda j, v: j.solve(v, damping=1e-46), ValueError, "damping: expected a positive finite number, got 0.0; 1e-46 is 0 in float32"),
+        (lambda j, v: j.sample(jax.random.key(0), 5), TypeError, r"shape: expected a tuple of sizes, got 5; pass \(5,\)"),
         (lambda j, v: j.eigenvalues(True), ValueError, "num_largest: expected from 1 to 3"),
         (lambda j, v: j.matvec(v[..., None]), ValueError, r"vector: expected shape \(2, 3\) .*@ takes blocks"),
         (lambda j, v: j.solve(v, damping=v[:1, 0]), ValueError, r"damping: expected shape \(2,\) \(one for each matrix\), got \(1,\)"),
         (lambda j, v: j.solve(v, damping=jnp.ones(2, int)), TypeError, "damping: expected a real floating dtype, got int"),
         (lambda j, v: j.solve(v[:, :2], damping=1.0), ValueError, r"vector: expected vectors \(2, 3\) or blocks \(2, 3\) \+ \(K,\)"),
+        (lambda j, v: j.solve(v, damping=True), TypeError, "damping: expected a number, got bool; pass λ > 0"),
         (lambda j, v: j.pinv_matvec(v[0]), ValueError, r"vector: expected vectors \(2, 3\) or blocks"),
         (lambda j, v: j.eigenvalues(4), ValueError, "num_largest: expected from 1 to 3, the number of classes, got 4"),
         (lambda j, v: j.stored().matvec(v[0]), ValueError, r"vector: expected shape \(2, 3\)"),
