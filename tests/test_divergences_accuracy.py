@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from exactness import exact_of, exactly, exp, log, ulp
 
 import jaxgrad as jg
 
@@ -156,24 +157,6 @@ def numbers(dtype, how_many):
 
 # What is exact
 
-
-class Exact(NamedTuple):
-    """A number as a sum of two float64, and the size at which its ULP is taken where cancellation is inherent."""
-
-    head: np.ndarray
-    tail: np.ndarray
-    scale: np.ndarray
-
-
-def exact_of(x, scale=0.0):
-    head = x.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        tail = np.where(np.isfinite(head), x - head, 0).astype(np.float64)
-    return Exact(head, tail, np.maximum(np.abs(head), scale))
-
-
-exp, log = np.frompyfunc(mpmath.exp, 1, 1), np.frompyfunc(mpmath.log, 1, 1)
-exactly = np.frompyfunc(mpmath.mpf, 1, 1)
 ratio = np.frompyfunc(lambda x, y: x / y if y else 0 * x, 2, 1)  # 0 where nothing is compared with nothing
 as_float = lambda x: x.astype(np.float64)
 
@@ -482,13 +465,6 @@ def computed(suite, dtype, num_classes):
     everything = lambda *inputs: {name: f(*inputs) for name, (_, _, f) in SUITES[suite].measured.items()}
     results = jax.jit(jax.vmap(everything))(*SUITES[suite].rows(dtype, num_classes).inputs)
     return {name: (np.asarray(x, np.float64), x.dtype.name) for name, x in results.items()}
-
-
-def ulp(x, dtype):
-    """The spacing of a dtype at |x|."""
-    info = jnp.finfo(dtype)
-    exponent = np.frexp(np.where(np.isfinite(x), x, 0))[1] - 1
-    return np.exp2(np.maximum(np.where(x == 0, info.minexp, exponent), info.minexp) - info.nmant)
 
 
 @pytest.mark.parametrize(("suite", "dtype", "num_classes", "name"), TESTS)

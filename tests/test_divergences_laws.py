@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from routes import by_jvp, by_linearize, by_vjp
 
 import jaxgrad as jg
 
@@ -186,35 +187,6 @@ def test_gaussian_hessian_is_one_matrix_for_each_dimension(widest_dtype):
 
 
 # Automatic differentiation, every route
-
-
-def by_jvp(f, n):
-    """The gradient from one jvp along each unit vector, the other arguments held fixed."""
-
-    def gradient(*x):
-        along = lambda i: lambda t: jax.jvp(lambda z: f(*x[:i], z, *x[i + 1 :]), (x[i],), (t,))[1]
-        return tuple(jax.vmap(along(i))(jnp.eye(C, dtype=x[i].dtype)) for i in n)
-
-    return gradient
-
-
-def by_vjp(f, n):
-    def gradient(*x):
-        value, pullback = jax.vjp(f, *x)
-        return tuple(pullback(jnp.ones_like(value))[i] for i in n)
-
-    return gradient
-
-
-def by_linearize(f, n):
-    """The gradient from the linear map that `jax.linearize` and then `jax.linear_transpose` make."""
-
-    def gradient(*x):
-        value, pushforward = jax.linearize(f, *x)
-        cotangents = jax.linear_transpose(pushforward, *x)(jnp.ones_like(value))
-        return tuple(cotangents[i] for i in n)
-
-    return gradient
 
 
 ROUTES = {

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from routes import by_jvp, by_linearize, by_vjp
 
 import jaxgrad as jg
 
@@ -376,37 +377,6 @@ SCALARS = LOSSES_AND_PROBABILITIES | CLOSED_FORMS
 USES_TARGETS = {"cross_entropy", "binary_cross_entropy", "cross_entropy_grad", "cross_entropy_hessian"}
 USES_TARGETS |= {"binary_cross_entropy_grad", "binary_cross_entropy_hessian", "softmax_jacobian"}
 LOGITS, BOTH = (0,), (0, 1)
-
-
-def by_jvp(f, argnums):
-    """The gradient from one jvp along each unit vector, the other argument held fixed."""
-
-    def gradient(*primals):
-        along = lambda i: jax.vmap(lambda t: jax.jvp(lambda x: f(*primals[:i], x, *primals[i + 1 :]), (primals[i],), (t,))[1])(
-            jnp.eye(C, dtype=primals[i].dtype)
-        )
-        return tuple(along(i) for i in argnums)
-
-    return gradient
-
-
-def by_vjp(f, argnums):
-    def gradient(*primals):
-        value, pullback = jax.vjp(f, *primals)
-        return tuple(pullback(jnp.ones_like(value))[i] for i in argnums)
-
-    return gradient
-
-
-def by_linearize(f, argnums):
-    """The gradient from the linear map that `jax.linearize` and then `jax.linear_transpose` make."""
-
-    def gradient(*primals):
-        value, pushforward = jax.linearize(f, *primals)
-        cotangents = jax.linear_transpose(pushforward, *primals)(jnp.ones_like(value))
-        return tuple(cotangents[i] for i in argnums)
-
-    return gradient
 
 
 rev, fwd, ckpt = jax.jacrev, jax.jacfwd, jax.checkpoint
