@@ -60,9 +60,11 @@ def gram_matrix(gradients: Any, *, labels: ArrayLike | None = None, cosines: boo
     """
     gram = _dense("gradients", gradients.gram() if isinstance(gradients, PerExampleGradients) else gradients)
     if cosines:
-        norms = np.sqrt(np.diagonal(gram))
-        norms = np.where(norms > 0, norms, 1)
-        gram = gram / norms[:, None] / norms
+        squares = np.diagonal(gram)
+        if (squares < 0).any():
+            raise ValueError(f"gradients: expected squared norms on the diagonal, got {squares.min():g}; pass a Gram matrix")
+        norms = np.sqrt(np.where(squares == 0, 1, squares))
+        gram = gram / norms[:, None] / norms[None]
     ids = None if labels is None else numbers("labels", labels, "N")
     if ids is not None:
         same_length("labels", ids, len(gram), "one for each example")
