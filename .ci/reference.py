@@ -19,9 +19,11 @@ class Annotation:
     """A type that is shown as it is written."""
 
     def __init__(self, annotation: Any) -> None:
+        """Keep the text."""
         self.text = written(inspect.formatannotation(annotation))
 
     def __repr__(self) -> str:
+        """The text."""
         return self.text
 
 
