@@ -44,6 +44,8 @@ class Spectrum:
     edges: Array  # (NUM_BINS + 1,)
     counts: Array  # (NUM_BINS,): eigenvalues between the edges, estimated
     count_errors: Array  # (NUM_BINS,)
+    density: jg.SpectralDensity  # what all of them come from, to draw
+    pairs: jg.Eigenpairs
 
 
 def embedded_problem(seed: int, progress: Callable[[int], None]) -> Problem:
@@ -81,11 +83,11 @@ def _spectrum(name: str, operator: jg.PytreeOperator, key: jax.Array, num_matvec
     pairs = jg.extreme_eigenpairs(
         operator, keys[0], num_largest=num_largest, num_smallest=num_smallest, num_matvecs=max(num_matvecs, num_largest + num_smallest)
     )
-    spectrum = jg.spectral_density(operator, keys[1], num_matvecs=num_matvecs, num_samples=num_samples)
-    trace = spectrum.trace_of(lambda t: t)
-    nodes = np.asarray(spectrum.nodes)
+    density = jg.spectral_density(operator, keys[1], num_matvecs=num_matvecs, num_samples=num_samples)
+    trace = density.trace_of(lambda t: t)
+    nodes = np.asarray(density.nodes)
     edges = np.linspace(min(nodes.min(), 0), max(nodes.max(), np.finfo(np.float32).tiny), NUM_BINS + 1)
-    shares = np.stack([np.histogram(t, edges, weights=w)[0] for t, w in zip(nodes, np.asarray(spectrum.weights), strict=True)])
+    shares = np.stack([np.histogram(t, edges, weights=w)[0] for t, w in zip(nodes, np.asarray(density.weights), strict=True)])
     counts = operator.num_params * shares
     values = [float(x) for x in pairs.values if np.isfinite(x)]
     return Spectrum(
@@ -98,6 +100,8 @@ def _spectrum(name: str, operator: jg.PytreeOperator, key: jax.Array, num_matvec
         edges=edges,
         counts=counts.mean(0),
         count_errors=counts.std(0, ddof=1) / len(counts) ** 0.5,
+        density=density,
+        pairs=pairs,
     )
 
 
@@ -122,19 +126,19 @@ def picture(spectrum: Spectrum) -> str:
 
 
 def save_png(spectra: list[Spectrum], path: Path) -> None:
-    """The densities as stairs with error bars; needs matplotlib."""
+    """The densities with the extreme eigenvalues marked; needs matplotlib."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3), layout="constrained")
-    for axes, s in zip(figure.subplots(1, len(spectra), sharey=True), spectra, strict=True):
-        axes.stairs(s.counts, s.edges, fill=True, alpha=0.5)
-        axes.errorbar((s.edges[1:] + s.edges[:-1]) / 2, s.counts, s.count_errors, fmt="none", color="black", linewidth=0.8)
-        axes.set(title=s.name, xlabel="eigenvalue", yscale="symlog", ylim=(0, None))
-    figure.supylabel("number in each bin")
+    from jaxgrad import plots
+
+    figure = Figure(figsize=(4 * len(spectra), 3.5), layout="constrained")
+    for ax, s in zip(figure.subplots(1, len(spectra)), spectra, strict=True):
+        plots.spectral_density(s.density, eigenpairs=s.pairs, ax=ax).set_title(s.name)
     figure.savefig(path, dpi=150)
 
 
 def as_dict(problem: Problem, spectra: list[Spectrum], settings: dict[str, Any]) -> dict[str, Any]:
     """Everything that was found, for JSON."""
-    rows = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in dataclasses.asdict(s).items()} for s in spectra]
+    numbers = [{k: v for k, v in vars(s).items() if k not in ("density", "pairs")} for s in spectra]
+    rows = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in numbers]
     return {"source": problem.source, "settings": settings, "versions": versions(), "matrices": rows}
