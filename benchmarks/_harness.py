@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import time
 import timeit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import jax
@@ -55,7 +55,7 @@ class TimingCase:
     """Contenders that compute the same thing from the same arguments, in the order in which they take turns.
 
     `limit` is no contender: it does the least that any of them must do, as one pass over the bytes of the result.
-    With `compiled=False` the functions are called as they are, and with `eager_peers=True` the peers.
+    With `compiled=False` the functions are called as they are, and so are always those named in `eager`.
     `compared` makes of a result and the arguments what must be the same for all.
     """
 
@@ -67,7 +67,7 @@ class TimingCase:
     limit: Mapping[str, Function] = dataclasses.field(default_factory=dict)
     targets: Sequence[Target] = ()
     compiled: bool = True
-    eager_peers: bool = False
+    eager: Collection[str] = ()
     compared: Function = lambda result, *_: result
     least_rounds: int = 1
 
@@ -82,7 +82,7 @@ class TimingCase:
         arguments = jax.block_until_ready(self.arguments())
         compile_seconds: Mapping[str, np.ndarray] = {}
         if self.compiled:
-            compiled, compile_seconds = _compile(self.ours if self.eager_peers else functions, arguments, effort.compile_rounds)
+            compiled, compile_seconds = _compile({name: f for name, f in functions.items() if name not in self.eager}, arguments, effort.compile_rounds)
             functions = {**functions, **compiled}
         _agree(self.title, {name: self.compared(functions[name](*arguments), *arguments) for name, role in roles.items() if role != "limit"})
         seconds = interleave(functions, arguments, max(effort.rounds, self.least_rounds))

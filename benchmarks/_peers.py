@@ -13,7 +13,7 @@ import optax
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
-LIBRARIES = ("optax", "distrax", "scikit-learn", "scipy", "torch", "tokamax", "jax_cce")
+LIBRARIES = ("optax", "distrax", "scikit-learn", "scipy", "torch", "tokamax", "jax_cce", "curvlinops-for-pytorch", "laplax", "python-somax")
 
 
 def versions() -> dict[str, str | None]:
@@ -24,7 +24,8 @@ def versions() -> dict[str, str | None]:
 @functools.cache
 def load(module: str) -> ModuleType | None:
     """The module, or None where its library is not installed, or, with a warning, does not import on this machine."""
-    library = {"sklearn": "scikit-learn"}.get(module.partition(".")[0], module.partition(".")[0])
+    top = module.partition(".")[0]
+    library = {"sklearn": "scikit-learn", "curvlinops": "curvlinops-for-pytorch", "somax": "python-somax"}.get(top, top)
     if _version(library) is None:
         return None
     try:

@@ -3,75 +3,80 @@
 An MLP 784-512-512-10 over 512 examples, and a transformer of 2 layers, width 128, over 16 × 64 tokens of 512. "fresh"
 linearises at the parameters and makes one product; "amortised" makes a product with an operator that is there. The
 limit is one gradient of the mean loss by JAX.
+
+Counted in multiplications of matrices, a gradient of a layer is 3 products, or 2 where its input needs none. A Hessian
+product is 8, fresh, and 6, amortised; one with the Gauss–Newton matrix 5 and 4. XLA's count in gradients is 1.92, 1.50, 1.58
+and 1.17 for the MLP, and 2.68, 1.98, 1.65 and 1.32 for the transformer, whose gradient takes longer than its products.
+curvlinops calls torch eagerly; on a loaded machine its threads wait for each other: OMP_NUM_THREADS=1 and one core are fair.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import jaxgrad as jg
+from benchmarks import _curvature_peers
+from benchmarks._curvature_peers import Model
 from benchmarks._harness import DTYPE, Function, Target, TimingCase
 
-Model = Callable[[Any, jax.Array], jax.Array]
 GRADIENT = "one gradient"
 
 
 def cases(quick: bool) -> Sequence[TimingCase]:
     """Four products of each model; with `quick`, of the MLP."""
-    mlp = _cases("MLP", _mlp, _mlp_arguments, Target(1.85, GRADIENT), Target(1.5, GRADIENT), Target(1.45, GRADIENT), Target(1.15, GRADIENT))
+    mlp = _cases("MLP", _mlp, _curvature_peers.torch_mlp, _mlp_arguments, (1.85, 1.5, 1.45, 1.15))
     if quick:
         return mlp
-    targets = (Target(1.85, GRADIENT), Target(1.5, GRADIENT), Target(1.2, GRADIENT), Target(0.8, GRADIENT))
-    return [*mlp, *_cases("transformer", _transformer, _transformer_arguments, *targets)]
+    return [*mlp, *_cases("transformer", _transformer, _curvature_peers.torch_transformer, _transformer_arguments, (1.85, 1.5, 1.2, 0.8))]
 
 
-def _cases(name: str, model: Model, data: Callable[[], tuple[Any, jax.Array, jax.Array]], *targets: Target) -> Sequence[TimingCase]:
+def _cases(name: str, model: Model, torch_model: Model, data: Callable[[], tuple[Any, ...]], gradients: Sequence[float]) -> Sequence[TimingCase]:
+    """Hessian and Gauss–Newton, fresh and amortised, each of at most so many `gradients`; `data` makes params, x and y."""
+
     def loss(logits: jax.Array, y: jax.Array) -> jax.Array:
         return jg.cross_entropy(logits, y).mean()
 
     total = lambda params, x, y: loss(model(params, x), y)
     hessian = lambda params, x, y: jg.hessian(lambda p: total(p, x, y), params)
     ggn = lambda params, x, y: jg.ggn(lambda p: model(p, x), lambda z: loss(z, y), params)
-    by_jax = lambda params, x, y, v: jax.jvp(jax.grad(lambda p: total(p, x, y)), (params,), (v,))[1]
+    by_jax = lambda params, x, y, v, *_: jax.jvp(jax.grad(lambda p: total(p, x, y)), (params,), (v,))[1]
 
-    def by_hand(params: Any, x: jax.Array, y: jax.Array, v: Any) -> Any:
+    def by_hand(params: Any, x: jax.Array, y: jax.Array, v: Any, *_: Any) -> Any:
         z, pull_back = jax.vjp(lambda p: model(p, x), params)
         dz = jax.jvp(lambda p: model(p, x), (params,), (v,))[1]
         return pull_back(jax.jvp(jax.grad(lambda z: loss(z, y)), (z,), (dz,))[1])[0]
 
     def fresh() -> tuple[Any, ...]:
         params, x, y = data()
-        return params, x, y, jax.tree.map(jnp.cos, params)
+        return params, x, y, jax.tree.map(lambda w: jax.random.normal(jax.random.key(1), w.shape, w.dtype), params)
 
-    def case(title: str, build: Callable[..., jg.PytreeOperator], peer: tuple[str, Function], of_fresh: Target, of_amortised: Target) -> Sequence[TimingCase]:
+    def case(title: str, build: Callable[..., jg.PytreeOperator], peers: Mapping[str, Function], of_fresh: float, of_amortised: float) -> Sequence[TimingCase]:
         gradient: Function = lambda params, x, y, *_: jax.grad(total)(params, x, y)
-        shared: dict[str, Any] = {"benchmark": "curvature", "limit": {GRADIENT: gradient}}
         with_operator = lambda: (*fresh(), jax.jit(build)(*fresh()[:3]))
-        peers = {peer[0]: lambda params, x, y, v, *_: peer[1](params, x, y, v)}
+        kinds: Sequence[tuple[str, Function, Callable[[], tuple[Any, ...]], float]] = [
+            ("fresh", lambda params, x, y, v: build(params, x, y) @ v, fresh, of_fresh),
+            ("amortised", lambda params, x, y, v, operator: operator @ v, with_operator, of_amortised),
+        ]
+        of_peers = [target for target in (Target(0.4, _curvature_peers.CURVLINOPS), Target(1.0, "laplax")) if target.of in peers]
         return [
             TimingCase(
-                title=f"{title} product, fresh, {name}",
-                arguments=fresh,
-                ours={"jaxgrad": lambda params, x, y, v: build(params, x, y) @ v},
+                benchmark="curvature",
+                title=f"{title} product, {kind}, {name}",
+                arguments=arguments,
+                ours={"jaxgrad": ours},
                 peers=peers,
-                targets=(of_fresh,),
-                **shared,
-            ),
-            TimingCase(
-                title=f"{title} product, amortised, {name}",
-                arguments=with_operator,
-                ours={"jaxgrad": lambda params, x, y, v, operator: operator @ v},
-                peers=peers,
-                targets=(of_amortised,),
-                **shared,
-            ),
+                limit={GRADIENT: gradient},
+                targets=(Target(at_most, GRADIENT), *of_peers),
+                eager=(_curvature_peers.CURVLINOPS,),
+            )
+            for kind, ours, arguments, at_most in kinds
         ]
 
     return [
-        *case("Hessian", hessian, ("jax.jvp of jax.grad", by_jax), *targets[:2]),
-        *case("Gauss-Newton", ggn, ("jax.jvp and jax.vjp", by_hand), *targets[2:]),
+        *case("Hessian", hessian, {"jax.jvp of jax.grad": by_jax, **_curvature_peers.hessian_products(model, torch_model, fresh)}, *gradients[:2]),
+        *case("Gauss-Newton", ggn, {"jax.jvp and jax.vjp": by_hand, **_curvature_peers.ggn_products(model, torch_model, fresh)}, *gradients[2:]),
     ]
 
 

@@ -58,7 +58,7 @@ def _case(name: str, arguments: Callable[[], tuple[jax.Array, jax.Array]], num_c
         ours={"jaxgrad": lambda x, y: fit(x, y, num_classes)},
         peers={solver: _by_sklearn(solver.split()[-1]) for solver in solvers},
         targets=tuple(Target(at_most, solver) for solver in solvers),
-        eager_peers=True,
+        eager=solvers,
         compared=_checked_objective,
     )
     return _InFloat64(case)

@@ -83,11 +83,11 @@ def test_weights_may_be_of_tokens():
 def test_the_dense_matrix_the_diagonal_and_blocks_are_those_of_the_full_batch():
     block = jax.tree.map(lambda x: jnp.stack([x, 2 * x, -x]), VECTOR)
     every = lambda operator: (operator.to_dense(), operator.diagonal(), operator @ block)
-    full = jax.jit(lambda w: every(2.0 * fisher_of(PARAMS, DATA, w) - hessian_of(PARAMS, DATA, w)))(jnp.full(N, 1 / N, DTYPE))
+    full = jax.jit(lambda w: every(2.0 * fisher_of(PARAMS, DATA, w) - empirical_of(PARAMS, DATA, w)))(jnp.full(N, 1 / N, DTYPE))
     batched = lambda operator_fn: jg.batched_curvature(operator_fn, PARAMS, DATA, batch_size=4)
     streamed = lambda operator_fn: jg.streamed_curvature(operator_fn, PARAMS, split(4))
-    assert_same(jax.jit(lambda: every(2.0 * batched(fisher_of) - batched(hessian_of)))(), full)
-    assert_same(every(2.0 * streamed(fisher_of) - batched(hessian_of)), full)
+    assert_same(jax.jit(lambda: every(2.0 * batched(fisher_of) - batched(empirical_of)))(), full)
+    assert_same(every(2.0 * streamed(fisher_of) - batched(empirical_of)), full)
 
 
 def test_a_second_product_of_the_same_shapes_does_not_trace_again():
