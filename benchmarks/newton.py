@@ -3,9 +3,9 @@
 The embedded digits, 1797 × 64 in 10 classes, and a synthetic problem of 20000 × 200 in 20. All stop at the first iterate
 whose gradient of the mean objective has no entry above 1e-6, with the penalty of C = 1 and a bias that is free of it.
 newton-cholesky is left out of the larger problem: its dense Hessian of 4000 × 4000 takes ten times as long as the others.
-Iterates, gradients and the test of convergence are in float64; products with the Hessian in float64 or, in the second row,
-in float32, which changes no digit of the result that the tolerance leaves. On a loaded machine the threads of OpenBLAS wait for each other and make scikit-learn up to 16 times slower than it is with
-OPENBLAS_NUM_THREADS=1, which is the fair setting there.
+Iterates, gradients and the test of convergence are in float64; products with the Hessian are in float64 or, in the second
+row, in float32. On a loaded machine the threads of OpenBLAS wait for each other and make scikit-learn up to 16 times slower
+than it is with OPENBLAS_NUM_THREADS=1, which is the fair setting there, and those of XLA wait too: `taskset -c 0` is fair.
 """
 
 import dataclasses

@@ -107,7 +107,8 @@ class HeadHessian(PytreeOperator):
             sums = jnp.append(jnp.matmul(scale, e), scale.sum())
             features = jnp.concatenate([jnp.concatenate([features, sums[None, :-1]]), sums[:, None]], axis=-1)
         features = features / jnp.where(scale.sum() == 0, 1, scale.sum())
-        return KroneckerHessian(*jnp.linalg.eigh(classes), *jnp.linalg.eigh(features), self.parameters)
+        (a, u), (s, q) = jnp.linalg.eigh(classes), jnp.linalg.eigh(features)
+        return KroneckerHessian(a, u, s, q, self.parameters)
 
     def to_dense(self) -> jax.Array:
         """The matrix (P, P), at least float32, symmetric to the bit: P = C·d, or C·d + C with a bias.
