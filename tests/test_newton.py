@@ -107,6 +107,8 @@ def test_kronecker_factors_precondition_a_softmax_regression():
     plain, better = errors(at, exact)
     assert plain < 1
     assert better < 0.2 * plain
+    errors(jax.tree.map(jnp.negative, at), exact)
+    assert errors._cache_size() == 1
 
 
 @pytest.mark.skipif(not X64, reason="it takes two dtypes")
