@@ -48,6 +48,7 @@ from jaxgrad._gaussian_kl import gaussian_kl_grad as gaussian_kl_grad
 from jaxgrad._gaussian_kl import gaussian_kl_hessian as gaussian_kl_hessian
 from jaxgrad._head import linear_cross_entropy as linear_cross_entropy
 from jaxgrad._head_hessian import HeadHessian as HeadHessian
+from jaxgrad._head_hessian import KroneckerHessian as KroneckerHessian
 from jaxgrad._head_hessian import head_hessian as head_hessian
 from jaxgrad._head_products import HeadVector as HeadVector
 from jaxgrad._head_products import linear_cross_entropy_ggn_product as linear_cross_entropy_ggn_product
