@@ -37,7 +37,7 @@ def things():
     things += [jg.spectral_density(h, jax.random.key(0)), jg.extreme_eigenpairs(h, jax.random.key(0)), jg.diagonal_estimate(h, jax.random.key(0))]
     things += [jg.chain_gradients(FEATURE_FN, PARAMS, HEAD, INPUTS, IDS), jg.per_example_gradients(INPUTS, jnp.ones((3, 4)), IDS)]
     things += [jg.linear_log_probs(INPUTS, jnp.ones((3, 4)), top_k=2), jg.HeadVector(head=LOGITS), jg.ChainVector(LOGITS, head=LOGITS)]
-    things += [jax.vmap(lambda t: jg.taylor_expansion(lambda x: x, lambda x: (x**2).sum(), LOGITS, t * LOGITS))(jnp.ones(20))]
+    things += [jax.vmap(lambda t: jg.taylor_expansion(lambda x: x, lambda x: (x**2).sum(), LOGITS, t * LOGITS))(jnp.ones(20, jnp.float32))]
     things += [jg.scale_by_curvature(1e-3).init(PARAMS)]
     things += [verify.check_gradient(lambda z: jg.cross_entropy(z, 0), lambda z: jg.cross_entropy_grad(z, 0), LOGITS[0])]
     return {type(thing).__name__: thing for thing in things}
