@@ -140,7 +140,6 @@ class _Running(NamedTuple):
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _sums(size: int, arrays: Arrays) -> _Sums:
     """The sums for arrays e_p (N, d), W_p (C, d), b_p (C,) or None, and those of q, in one pass over both heads."""
-
     e_p, w_p, b_p, e_q, w_q, b_q = arrays
 
     def add(seen: _Running, begin: jax.Array) -> tuple[_Running, None]:

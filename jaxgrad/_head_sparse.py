@@ -183,7 +183,6 @@ def _loss(size: int, arrays: Arrays, ids: jax.Array, y: jax.Array, *, less_entro
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _sums(size: int, arrays: Arrays, k: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log Σ_{j≠k} e^{z_j}, (N,), and z of the ids, (N, K), for arrays e (N, d), W (C, d), b (C,) or None, in one pass over the head."""
-
     e, w, b = arrays
 
     def add(carry: Arrays, begin: jax.Array) -> tuple[Arrays, None]:
