@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, finite
+from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite
 
 Arrays = tuple[Any, ...]
 
@@ -181,6 +181,7 @@ def _loss(size: int, arrays: Arrays, ids: jax.Array, y: jax.Array, *, less_entro
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, inline=True, static_argnums=0)
 def _sums(size: int, arrays: Arrays, k: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log Σ_{j≠k} e^{z_j}, (N,), and z of the ids, (N, K), for arrays e (N, d), W (C, d), b (C,) or None, in one pass over the head."""
     e, w, b = arrays
@@ -189,7 +190,7 @@ def _sums(size: int, arrays: Arrays, k: jax.Array, ids: jax.Array) -> tuple[jax.
         top, total, of_ids = carry
         block = block_of(e, w, b, begin, size)
         new_top = jnp.maximum(top, jnp.where(block.beside(k), block.logits, -jnp.inf).max(-1))
-        total = total * jnp.exp(top - finite(new_top)) + block.exps_beside(k, new_top).sum(-1)
+        total = total * jnp.exp(top - finite(new_top)) + exps_beside(block, k, new_top).sum(-1)
         return (new_top, total, of_ids + _of_ids(block, ids, begin)), None
 
     zero = jnp.zeros_like(k, dtype=e.dtype)
@@ -205,7 +206,7 @@ def _(size: int, primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
     def derivative(arrays: Arrays, along: list[jax.Array], log_others: jax.Array, begin: jax.Array) -> Arrays:
         def of_block(e: jax.Array, w: jax.Array, b: jax.Array | None) -> Arrays:
             block = block_of(e, w, b, begin, size)
-            return (block.exps_beside(k, log_others).sum(-1), _of_ids(block, ids, begin)), None
+            return (exps_beside(block, k, log_others).sum(-1), _of_ids(block, ids, begin)), None
 
         return moving.jvp(of_block, arrays, along)[1]
 
