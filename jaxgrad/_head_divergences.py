@@ -236,7 +236,7 @@ def _derivative(block: Block, b: jax.Array, da: jax.Array | None, db: jax.Array 
     gap = jax.nn.sigmoid(p_odds) * (sums.mean - d_k)  # E_p[D] − D_k
     x = jnp.where(at_k, 0, d - column(d_k)) - column(gap)
     t = x + column(sums.kl)
-    near = jnp.abs(t) < 1
+    near = (jnp.abs(t) < 1) & (a > -jnp.inf)
     q_less_p = jnp.where(near, p * jnp.expm1(-jnp.where(near, t, 0)), q - p)
     none = jnp.zeros_like(sums.kl)
     by_p = by_q = (none,) * 6

@@ -173,9 +173,8 @@ def _loss(size: int, arrays: Arrays, ids: jax.Array, y: jax.Array, *, less_entro
     k = jnp.take_along_axis(ids, heaviest, axis=-1)
     log_others, z = _sums(size, arrays, k[:, 0], ids)
     z_k = jnp.take_along_axis(z, heaviest, axis=-1)[:, 0]
-    inert = (z == -jnp.inf) & (y == 0)  # 0 · log 0 = 0, and no derivative in y
-    others = jnp.where((ids == k) | inert, 0, y)
-    beside = (others * (jnp.logaddexp(log_others, z_k)[:, None] - jnp.where(inert, 0, z))).sum(-1)
+    left_out = (ids == k) | ((z == -jnp.inf) & (y == 0))  # 0 · log 0 = 0, and no derivative in y
+    beside = (jnp.where(left_out, 0, y) * (jnp.logaddexp(log_others, z_k)[:, None] - jnp.where(left_out, 0, z))).sum(-1)
     loss = jnp.where(ids == k, y, 0).sum(-1) * jax.nn.softplus(log_others - z_k) + beside
     return loss + (y * jnp.log(jnp.where(of_class == 0, 1, of_class))).sum(-1) if less_entropy else loss
 
