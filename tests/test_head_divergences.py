@@ -190,7 +190,7 @@ def test_kl_keeps_its_digits_near_and_far_and_on_confident_examples(distance, le
     tolerance = 1e-6 * (1 + max(np.ptp(a), np.ptp(b)))  # differences of logits are rounded
     for first, second in ((a, b), (b, a)):
         for found, exact in zip(kl_and_gradients(first, second), exact_kl_and_gradients(first, second), strict=True):
-            assert (np.abs(found - exact) <= tolerance * (np.abs(exact).max(-1, keepdims=True) if exact.ndim > 1 else exact)).all()
+            assert (np.abs(np.asarray(found) - exact) <= tolerance * (np.abs(exact).max(-1, keepdims=True) if exact.ndim > 1 else exact)).all()
 
 
 def test_kl_of_equal_models_is_0_and_so_are_its_gradients():
