@@ -112,6 +112,7 @@ class _Group(NamedTuple):
 
 
 def _merged(*groups: _Group) -> _Group:
+    """All of these as one."""
     g = _Group(*(jnp.stack(x) for x in zip(*groups, strict=True)))
     weight = g.weight.sum(0)
     mean = (g.weight * g.mean).sum(0) / jnp.where(weight == 0, 1, weight)
