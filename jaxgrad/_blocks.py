@@ -4,12 +4,13 @@ The last block ends with the last class. If the block size does not divide C it 
 before, which are not counted again: no copy of the head is made to pad it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxgrad import _checks
 
@@ -80,3 +81,31 @@ def varying_alike(arrays: Any) -> Any:
     axes = frozenset().union(*map(varies, jax.tree.leaves(arrays)))
     missing = lambda x: tuple(axes - varies(x))
     return jax.tree.map(lambda x: lax.pcast(x, missing(x), to="varying") if missing(x) else x, arrays)
+
+
+def finite(top: jax.Array) -> jax.Array:
+    """What to subtract from logits of which `top` is the largest: 0 if all are −inf."""
+    return jnp.where(top == -jnp.inf, 0, top)
+
+
+def exps_beside(block: Block, classes: jax.Array, top: jax.Array) -> jax.Array:
+    """e^{z − top} where a class of the block counts that is not the one of the example, and 0 elsewhere, (N, B)."""
+    return jnp.exp(jnp.where(block.beside(classes), block.logits - finite(top)[:, None], -jnp.inf))
+
+
+class Moving(NamedTuple):
+    """Which of the arrays of a rule with `symbolic_zeros=True` have tangents that are not known to be 0, and these."""
+
+    places: list[int]
+    tangents: list[jax.Array]
+
+    @classmethod
+    def of(cls, tangents: Sequence[Any]) -> "Moving":
+        """From the tangents of the arrays, some of which may be None."""
+        places = [i for i, tangent in enumerate(tangents) if tangent is not None and not isinstance(tangent, SymbolicZero)]
+        return cls(places, [tangents[i] for i in places])
+
+    def jvp(self, f: Callable[..., Any], arrays: Sequence[Any], tangents: Sequence[jax.Array]) -> tuple[Any, Any, Any]:
+        """f(*arrays) = (value, more): value, its derivative along the tangents, and more."""
+        held = lambda *moved: f(*(moved[self.places.index(i)] if i in self.places else x for i, x in enumerate(arrays)))
+        return jax.jvp(held, [arrays[i] for i in self.places], tangents, has_aux=True)

@@ -21,9 +21,10 @@ BOUND = 8.0  # ULP; dense logits have 3: a normaliser that goes from block to bl
 
 
 def head_identities() -> list[Identity]:
-    """Loss, and gradients in features and head."""
+    """Loss, and gradients in features and head; divergence."""
     one_hot = lambda labels, z: jax.nn.one_hot(labels, z.shape[-1], dtype=z.dtype)
     plain_ids = lambda z, c: plain.cross_entropy(z, one_hot(c, z))
+    plain_shifted = lambda z, _: plain.kl_divergence(plain.softmax(z), plain.softmax(jnp.roll(z, 1)))
     total = lambda e, w, b, c, weights: (weights.astype(jnp.promote_types(jnp.float32, w.dtype)) * _losses(e, w, b, c)).sum()
     by_features = lambda e, w, b, c: jax.grad(total)(e, w, b, c, jnp.ones(c.shape, w.dtype))
     given: dict[str, Any] = {"bound": BOUND, "of_chain": True}
@@ -62,6 +63,18 @@ def head_identities() -> list[Identity]:
             over_batch=True,
             **given,
         ),
+        Identity(
+            "kl-1",
+            "KL(p‖q) = Σ p log(p/q), q of the head with its classes rolled, in blocks of classes",
+            ("features", "head", "bias"),
+            autodiff=lambda e, w, b: jax.vmap(lambda e: head_loss(plain_shifted)(e[None], w, b, jnp.zeros(1, jnp.int32), jnp.ones(1, w.dtype)))(e),
+            closed=_shifted,
+            public=_shifted,
+            arbiter=lambda e, w, b: _exact_shifted(e @ w.T + b)[0],
+            scale=_shifted_scale,
+            laws=lambda closed: {"never negative": bool((closed >= 0).all())},
+            **given,
+        ),
     ]
 
 
@@ -74,3 +87,21 @@ def _loss_scale(e: Array, w: Array, b: Array, c: Array) -> Array:
     spread = np.abs(e) @ np.abs(w).T + np.abs(b)
     loss = exact.cross_entropy(e @ w.T + b, exact.chain_targets(w, c))
     return loss + (np.abs(exact.chain_residual(e, w, b, c)) * spread).sum(-1)
+
+
+def _shifted(e: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+    return jg.linear_kl_divergence(e, w, e, jnp.roll(w, 1, axis=0), p_bias=b, q_bias=jnp.roll(b, 1), block_size=BLOCK_SIZE)
+
+
+def _exact_shifted(z: Array) -> tuple[Array, Array, Array]:
+    """Σ p t, t = log p − log q, p (t − KL) and q − p."""
+    p, q, t = exact.softmax(z), exact.softmax(np.roll(z, 1, axis=-1)), exact.log_softmax(z) - exact.log_softmax(np.roll(z, 1, axis=-1))
+    kl = (p * t).sum(-1)
+    return kl, p * (t - kl[:, None]), q - p
+
+
+def _shifted_scale(e: Array, w: Array, b: Array) -> Array:
+    """The divergence and what it moves by when the products in both z are rounded, (N,)."""
+    spread = np.abs(e) @ np.abs(w).T + np.abs(b)
+    kl, by_p, by_q = _exact_shifted(e @ w.T + b)
+    return kl + (np.abs(by_p) * spread).sum(-1) + (np.abs(by_q) * np.roll(spread, 1, axis=-1)).sum(-1)
