@@ -126,9 +126,9 @@ class Sums(NamedTuple):
     top: jax.Array  # max_{j≠k} z_j
     total: jax.Array  # Σ_{j≠k} e^{z_j − top}
     logit: jax.Array  # z_k
-    weight: jax.Array  # y_k
-    weight_others: jax.Array  # Σ_{j≠k} y_j
-    inner_others: jax.Array  # Σ_{j≠k} y_j (top − z_j)
+    weight: Any  # y_k
+    weight_others: Any  # Σ_{j≠k} y_j
+    inner_others: Any  # Σ_{j≠k} y_j (top − z_j)
 
     def about(self, top: jax.Array) -> "Sums":
         """The same about another, larger top."""

@@ -210,7 +210,7 @@ def _product(rows: Rows, along: HeadVector, *, residual: bool) -> HeadVector:
         if residual:
             y = 0 if ids else jnp.where(block.beside(k), block.cut(rows.targets).astype(e.dtype), 0)
             r = each(rows.weights) * jnp.where(at_k, each(r_k), each(total_y) * probs - y)
-        if de is not None:
+        if by_features is not None:
             by_features = by_features + part(w).T @ g + (part(dw).T @ r if residual and dw is not None else 0)
         if dw is not None:
             by_head = add(by_head, g @ rows.features + (r @ along.features if residual and along.features is not None else 0))
