@@ -95,7 +95,7 @@ def test_only_sums_for_each_example_and_the_gradient_of_features_cross_the_vocab
     rows = N if data is None else N // 2
     allowed = {(), (rows,), (rows, D), (D, rows)}
     if data is not None:  # the gradient of its share of the head is added up over the examples
-        allowed |= {(BLOCK_SIZE, D), (BLOCK_SIZE,), (C // 4, D), (C // 4,)}
+        allowed |= {(BLOCK_SIZE, D), (D, BLOCK_SIZE), (BLOCK_SIZE,), (C // 4, D), (C // 4,)}
     assert {operation for operation, _ in found} == {"all-reduce"}
     assert {shape for _, shape in found} <= allowed
     assert not {shape for _, shape in gathered} <= allowed  # without the axis, the head itself crosses: the test can see it
