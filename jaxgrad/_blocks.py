@@ -5,6 +5,7 @@ before, which are not counted again: no copy of the head is made to pad it.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,43 +15,52 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxgrad import _checks
 
-TILE = 2**20  # the numbers in a block of logits, by default: 4 MiB
+TILE = 2**19  # the numbers in a block of logits, by default: 2 MiB
 
 
 class Block(NamedTuple):
-    """Logits (N, B) of consecutive classes, the first of which is `start`; `new` (1, B) says which are counted."""
+    """Logits (N, B) of consecutive classes, the first of which is `start`; `new` (1, B) says which are counted.
+
+    With `axis` 0 the classes come first, (B, N) and (B, 1): so the products of a gradient are those that XLA is fastest at.
+    """
 
     logits: jax.Array
     start: jax.Array
     new: jax.Array | None  # None: all
+    axis: int = -1  # of the classes
 
     def at(self, classes: jax.Array) -> jax.Array:
-        """Where the class of an example (N,) is in this block, (N, B)."""
-        here = self._ids()[None] == classes[:, None]
+        """Where the class of an example (N,) is in this block, as the logits."""
+        here = self._ids() == self.each(classes)
         return here if self.new is None else here & self.new
 
     def beside(self, classes: jax.Array) -> jax.Array:
-        """Where a class counts that is not the one of the example, (N, B)."""
-        others = self._ids()[None] != classes[:, None]
+        """Where a class counts that is not the one of the example, as the logits."""
+        others = self._ids() != self.each(classes)
         return others if self.new is None else others & self.new
 
+    def each(self, x: jax.Array) -> jax.Array:
+        """Numbers of the examples (N,), with an axis for the classes."""
+        return jnp.expand_dims(x, self.axis)
+
     def cut(self, x: jax.Array) -> jax.Array:
-        """The numbers of these classes, (N, B), of all in x, (N, C)."""
-        return lax.dynamic_slice_in_dim(x, self.start, self.logits.shape[-1], axis=-1)
+        """The numbers of these classes, as the logits, of all in x, (N, C)."""
+        part = lax.dynamic_slice_in_dim(x, self.start, self.logits.shape[self.axis], axis=-1)
+        return part if self.axis == -1 else part.T
 
     def _ids(self) -> jax.Array:
-        return self.start + jnp.arange(self.logits.shape[-1], dtype=self.start.dtype)
+        return jnp.expand_dims(self.start + jnp.arange(self.logits.shape[self.axis], dtype=self.start.dtype), -1 - self.axis)
 
 
-def block_of(features: jax.Array, head: jax.Array, bias: jax.Array | None, begin: jax.Array, size: int) -> Block:
-    """The block that counts from the class `begin` on: logits in the dtype of `features` (N, d)."""
+def block_of(features: jax.Array, head: jax.Array, bias: jax.Array | None, begin: jax.Array, size: int, *, axis: int = -1) -> Block:
+    """The block that counts from the class `begin` on: logits in the dtype of `features`, (N, d), or (d, N) with `axis` 0."""
     start = jnp.minimum(begin, head.shape[0] - size)
     rows = lambda x: lax.dynamic_slice_in_dim(x, start, size).astype(features.dtype)
-    z = jnp.matmul(features, rows(head).T)
+    z = jnp.matmul(features, rows(head).T) if axis == -1 else jnp.matmul(rows(head), features)
     if bias is not None:
-        z = z + rows(bias)[None]
+        z = z + jnp.expand_dims(rows(bias), -1 - axis)
     ragged = head.shape[0] % size != 0
-    return Block(z, start, (start + jnp.arange(size, dtype=start.dtype) >= begin)[None] if ragged else None)
+    return Block(z, start, jnp.expand_dims(start + jnp.arange(size, dtype=start.dtype) >= begin, -1 - axis) if ragged else None, axis)
 
 
 def begins(num_classes: int, size: int) -> jax.Array:
@@ -63,6 +73,29 @@ def block_sums(f: Callable[..., Any], num_classes: int, size: int, zeros: Any, *
     again = jax.checkpoint(f, prevent_cse=False)
     add = lambda total, begin: (jax.tree.map(jnp.add, total, again(*arrays, begin)), None)
     return lax.scan(add, zeros, begins(num_classes, size))[0]
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def block_sums_and(f: Callable[..., Any], num_classes: int, size: int, zeros: Any, held: Any, along: Any) -> tuple[Any, Any]:
+    """Σ f(held, along, begin) over blocks, linear in `along`, and `along` itself.
+
+    Whoever takes that from here gives back a cotangent to which the transposed loop adds in place, where JAX would add
+    a second array of the size of the head at the end.
+    """
+    again = jax.checkpoint(f, prevent_cse=False)
+
+    def add(carry: Any, begin: jax.Array) -> tuple[Any, None]:
+        total, along = carry
+        total = jax.tree.map(jnp.add, total, again(held, along, begin))
+        return (total, jax.tree.map(lambda x: x * 1, along)), None  # without the 1 JAX takes it out of the loop
+
+    return lax.scan(add, (zeros, along), begins(num_classes, size))[0]
+
+
+@block_sums_and.defjvp
+def _(f: Callable[..., Any], num_classes: int, size: int, primals: Any, tangents: Any) -> tuple[Any, Any]:
+    plain = lambda zeros, held, along: (block_sums(f, num_classes, size, zeros, held, along), along)  # nothing is carried, and kept for each block
+    return block_sums_and(f, num_classes, size, *primals), jax.jvp(plain, primals, tangents)[1]
 
 
 def block_size_for(num_rows: int, num_classes: int, block_size: int | None) -> int:
@@ -94,18 +127,24 @@ def exps_beside(block: Block, classes: jax.Array, top: jax.Array) -> jax.Array:
 
 
 class Moving(NamedTuple):
-    """Which of the arrays of a rule with `symbolic_zeros=True` have tangents that are not known to be 0, and these."""
+    """Which of the arrays of a rule with `symbolic_zeros=True` have tangents that are not known to be 0."""
 
-    places: list[int]
-    tangents: list[jax.Array]
+    places: tuple[int, ...]
 
     @classmethod
     def of(cls, tangents: Sequence[Any]) -> "Moving":
         """From the tangents of the arrays, some of which may be None."""
-        places = [i for i, tangent in enumerate(tangents) if tangent is not None and not isinstance(tangent, SymbolicZero)]
-        return cls(places, [tangents[i] for i in places])
+        return cls(tuple(i for i, tangent in enumerate(tangents) if tangent is not None and not isinstance(tangent, SymbolicZero)))
+
+    def along(self, tangents: Sequence[Any]) -> list[jax.Array]:
+        """The tangents of those that move."""
+        return [tangents[i] for i in self.places]
+
+    def placed(self, moved: Sequence[Any], arrays: Sequence[Any]) -> tuple[Any, ...]:
+        """The arrays with those that move replaced."""
+        return tuple(moved[self.places.index(i)] if i in self.places else x for i, x in enumerate(arrays))
 
     def jvp(self, f: Callable[..., Any], arrays: Sequence[Any], tangents: Sequence[jax.Array]) -> tuple[Any, Any, Any]:
         """f(*arrays) = (value, more): value, its derivative along the tangents, and more."""
-        held = lambda *moved: f(*(moved[self.places.index(i)] if i in self.places else x for i, x in enumerate(arrays)))
-        return jax.jvp(held, [arrays[i] for i in self.places], tangents, has_aux=True)
+        held = lambda *moved: f(*self.placed(moved, arrays))
+        return jax.jvp(held, self.along(arrays), tangents, has_aux=True)

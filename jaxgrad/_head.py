@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import Block, begins, block_of, block_size_for, block_sums, varying_alike
+from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums_and, finite, varying_alike
+from jaxgrad._exponentials import log1p, two_difference
 
 Arrays = tuple[Any, ...]
 
@@ -48,7 +48,7 @@ def linear_cross_entropy(
       targets: class ids (...), integer, or distributions (..., C), floating or boolean, read in blocks.
       bias: b, (C,), floating; −inf masks a class.
       where: (...), boolean; an example where it is False has loss and derivatives 0, and is not looked at.
-      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
       vocab_axis: the mesh axis that shards the classes of `head`, `bias` and distributions. Under a `jax.shard_map`
         over it they are the share of the device, and class ids count through all shares; elsewhere they are whole
         arrays, and the mesh is that of `jax.set_mesh`. Of this axis, only sums for each example and the gradient of
@@ -96,12 +96,12 @@ def _loss(size: int, axis: str | None, e: jax.Array, w: jax.Array, b: jax.Array 
     if jnp.issubdtype(y.dtype, jnp.integer):
         y = y if keep is None else jnp.where(keep, y, 0)
         valid = (y >= 0) & (y < w.shape[0] * (1 if axis is None else lax.axis_size(axis)))
-        sums = class_sums(size, axis, *varying_alike(((e, w, b, None), jnp.where(valid, y, -1).astype(jnp.int32), None)))
-        loss = jax.nn.softplus(sums.log_others - sums.logit) * jnp.where(valid, jnp.ones((), e.dtype), jnp.nan)
+        sums, _ = class_sums(size, axis, *varying_alike(((e.T, w, b, None), jnp.where(valid, y, -1).astype(jnp.int32), None)))
+        loss = log_ratios(*sums.about_top())[0] * jnp.where(valid, jnp.ones((), e.dtype), jnp.nan)
     else:
-        sums = class_sums(size, axis, *varying_alike(((e, w, b, y), _heaviest_class(y, axis), keep)))
-        beside = sums.weight_others * jnp.logaddexp(sums.log_others, sums.logit) - sums.inner_others
-        loss = sums.weight * jax.nn.softplus(sums.log_others - sums.logit) + beside
+        sums, _ = class_sums(size, axis, *varying_alike(((e.T, w, b, y), _heaviest_class(y, axis), keep)))
+        of_k, of_top = log_ratios(*sums.about_top())
+        loss = sums.weight * of_k + (sums.weight_others * of_top + sums.inner_others)
     return loss if keep is None else jnp.where(keep, loss, 0)
 
 
@@ -117,59 +117,99 @@ def _heaviest_class(y: jax.Array, axis: str | None) -> jax.Array:
 
 
 class Sums(NamedTuple):
-    """Sums over classes for each example, (N,), at a class k and beside it; without a distribution y the last three are None."""
+    """Sums over classes for each example, (N,), at a class k and beside it; without a distribution y the last three are None.
 
-    log_others: jax.Array  # log Σ_{j≠k} e^{z_j}
+    `top` is held: no derivative passes through it, and none is lost, as it cancels from whatever the sums are for.
+    """
+
+    top: jax.Array  # max_{j≠k} z_j
+    total: jax.Array  # Σ_{j≠k} e^{z_j − top}
     logit: jax.Array  # z_k
-    weight: jax.Array  # y_k
-    weight_others: jax.Array  # Σ_{j≠k} y_j
-    inner_others: jax.Array  # Σ_{j≠k} y_j z_j
+    weight: Any  # y_k
+    weight_others: Any  # Σ_{j≠k} y_j
+    inner_others: Any  # Σ_{j≠k} y_j (top − z_j)
+
+    def about(self, top: jax.Array) -> "Sums":
+        """The same about another, larger top."""
+        total = self.total * jnp.exp(self.top - finite(top))
+        inner = None if self.inner_others is None else self.inner_others + self.weight_others * (finite(top) - finite(self.top))
+        return self._replace(top=top, total=total, inner_others=inner)
+
+    def about_top(self) -> tuple[jax.Array, jax.Array]:
+        """Σ_{j≠k} e^{z_j − top} and z_k − top, where no other class counts 0 and 0: the arguments of `log_ratios` and `shares`."""
+        return self.total, self.logit - lax.stop_gradient(jnp.where(self.top == -jnp.inf, self.logit, self.top))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def class_sums(size: int, axis: str | None, arrays: Arrays, k: jax.Array, keep: jax.Array | None) -> Sums:
-    """The sums for arrays e (N, d), W (C, d), b (C,) or None, y (N, C) or None, in one pass over the head.
+def class_sums(size: int, axis: str | None, arrays: Arrays, k: jax.Array, keep: jax.Array | None) -> tuple[Sums, Arrays]:
+    """The sums for arrays eᵀ (d, N), W (C, d), b (C,) or None, y (N, C) or None, in one pass over the head, and the arrays.
+
+    What is to be differentiated again takes the arrays from here: their cotangents then pass through one loop (`block_sums_and`).
 
     Along a mesh axis, W, b and y are shares, and all arguments must vary over the axes that one of them varies over.
     """
     e, w, b, y = arrays
 
-    def add(carry: Arrays, begin: jax.Array) -> tuple[Arrays, None]:
-        top, total, linear = carry
-        block = block_of(e, w, b, begin, size)
-        new_top = jnp.maximum(top, jnp.where(block.beside(here), block.logits, -jnp.inf).max(-1))
-        total = total * jnp.exp(top - _finite(new_top)) + _exp_others(block, here, new_top).sum(-1)
-        return (new_top, total, jax.tree.map(jnp.add, linear, _linear_sums(block, y, here, keep))), None
+    def add(carry: tuple[Sums, jax.Array], begin: jax.Array) -> tuple[tuple[Sums, jax.Array], None]:
+        sums, lost = carry
+        block = block_of(e, w, b, begin, size, axis=0)
+        top = jnp.maximum(sums.top, jnp.where(block.beside(here), block.logits, -jnp.inf).max(0))
+        before, part = sums.about(top), _of_block(block, y, here, keep, top)
+        total, tail = two_difference(before.total, -part[0])  # every block rounds it, and every probability has it
+        lost = lost * jnp.exp(sums.top - finite(top)) + tail
+        return (Sums(top, total, *jax.tree.map(jnp.add, before[2:], part[1:])), lost), None
 
     here = _class_of_share(k, w, axis)
     zero = jnp.zeros_like(here, dtype=e.dtype)
-    linear = (zero, None, None, None) if y is None else (zero,) * 4
-    (top, total, linear), _ = lax.scan(add, (zero - jnp.inf, zero, linear), begins(w.shape[0], size))
+    start = Sums(zero - jnp.inf, zero, zero, *[None if y is None else zero] * 3)
+    (sums, lost), _ = lax.scan(add, (start, zero), begins(w.shape[0], size))
+    sums = sums._replace(total=sums.total + lost)
     if axis is not None:
-        own, top = top, lax.pmax(top, axis)
-        total, linear = lax.psum((total * jnp.exp(own - _finite(top)), linear), axis)
-    return Sums(top + jnp.log(total), *linear)
+        sums = sums.about(lax.pmax(sums.top, axis))
+        sums = Sums(sums.top, *lax.psum(sums[1:], axis))
+    return sums, arrays
 
 
 @partial(class_sums.defjvp, symbolic_zeros=True)
-def _(size: int, axis: str | None, primals: Arrays, tangents: Arrays) -> tuple[Sums, Sums]:
-    sums = class_sums(size, axis, *primals)
-    arrays, k, keep = primals
-    here, log_others = varying_alike((arrays, _class_of_share(k, arrays[1], axis), sums.log_others))[1:]
-    moving = [i for i, tangent in enumerate(tangents[0]) if tangent is not None and not isinstance(tangent, SymbolicZero)]
-    along = [tangents[0][i] for i in moving]
+def _(size: int, axis: str | None, primals: Arrays, tangents: Arrays) -> tuple[tuple[Sums, Arrays], tuple[Sums, Arrays]]:
+    sums, arrays = class_sums(size, axis, *primals)
+    _, k, keep = primals
+    here, top = varying_alike((arrays, _class_of_share(k, arrays[1], axis), sums.top))[1:]
+    moving = Moving.of(tangents[0])
+    zeros = jax.tree.map(jnp.zeros_like, varying_alike((arrays, tuple(sums[1:])))[1])
+    derivative = partial(_derivative_of_block, size, moving)
+    parts, along = block_sums_and(derivative, arrays[1].shape[0], size, zeros, (arrays, here, keep, top), moving.along(tangents[0]))
+    d_arrays = moving.placed(along, tangents[0])
+    return (sums, arrays), (Sums(jnp.zeros_like(sums.top), *(parts if axis is None else lax.psum(parts, axis))), d_arrays)
 
-    def derivative(arrays: Arrays, along: list[jax.Array], log_others: jax.Array, begin: jax.Array) -> Arrays:
-        def of_block(*moved: jax.Array) -> Arrays:
-            e, w, b, y = (moved[moving.index(i)] if i in moving else x for i, x in enumerate(arrays))
-            block = block_of(e, w, b, begin, size)
-            return _exp_others(block, here, log_others).sum(-1), *_linear_sums(block, y, here, keep)
 
-        return jax.jvp(of_block, [arrays[i] for i in moving], along)[1]
+@jax.custom_jvp
+def log_ratios(total: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log(1 + T e^{−x}) and log(T + e^x), (N,): with T and x = z_k − top of `Sums` −log p_k, and log Σ_j e^{z_j − top}."""
+    rest = log1p(total * jnp.exp(-jnp.maximum(x, 0)) + jnp.expm1(jnp.minimum(x, 0)))
+    return rest + jnp.maximum(-x, 0), rest + jnp.maximum(x, 0)
 
-    zeros = jax.tree.map(jnp.zeros_like, varying_alike((arrays, tuple(sums)))[1])
-    parts = block_sums(derivative, arrays[1].shape[0], size, zeros, arrays, along, log_others)
-    return sums, Sums(*(parts if axis is None else lax.psum(parts, axis)))
+
+@log_ratios.defjvp
+def _(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+    (total, _), (d_total, dx) = primals, tangents
+    share, p_k = shares(*primals)
+    return log_ratios(*primals), (share * (d_total - total * dx), share * d_total + p_k * dx)
+
+
+@jax.custom_jvp
+def shares(total: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """1 / (T + e^x) and e^x / (T + e^x), (N,): what makes e^{z_j − top} a probability, and p_k."""
+    scale, e_k = jnp.exp(-jnp.maximum(x, 0)), jnp.exp(jnp.minimum(x, 0))
+    whole = total * scale + e_k
+    return scale / whole, e_k / whole
+
+
+@shares.defjvp
+def _(primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
+    (total, _), (d_total, dx) = primals, tangents
+    share, p_k = shares(*primals)
+    return (share, p_k), (-share * (share * d_total + p_k * dx), p_k * share * (total * dx - d_total))
 
 
 def _class_of_share(k: jax.Array, w: jax.Array, axis: str | None) -> jax.Array:
@@ -177,25 +217,26 @@ def _class_of_share(k: jax.Array, w: jax.Array, axis: str | None) -> jax.Array:
     return k if axis is None else k - lax.axis_index(axis) * w.shape[0]
 
 
-def _finite(top: jax.Array) -> jax.Array:
-    """What to subtract from logits of which `top` is the largest: 0 if all are −inf."""
-    return jnp.where(top == -jnp.inf, 0, top)
+def _derivative_of_block(size: int, moving: Moving, held: Arrays, along: list[jax.Array], begin: jax.Array) -> Arrays:
+    """What a block adds to the derivatives of the fields of `Sums` after the first, along some of the arrays."""
+    arrays, k, keep, top = held
+
+    def of_block(e: jax.Array, w: jax.Array, b: jax.Array | None, y: jax.Array | None) -> Arrays:
+        return _of_block(block_of(e, w, b, begin, size, axis=0), y, k, keep, top), None
+
+    return moving.jvp(of_block, arrays, along)[1]
 
 
-def _exp_others(block: Block, k: jax.Array, top: jax.Array) -> jax.Array:
-    """e^{z_j − top} for the classes j ≠ k of a block, 0 for k, (N, B)."""
-    return jnp.exp(jnp.where(block.beside(k), block.logits - _finite(top)[:, None], -jnp.inf))
-
-
-def _linear_sums(block: Block, y: jax.Array | None, k: jax.Array, keep: jax.Array | None) -> Arrays:
+def _of_block(block: Block, y: jax.Array | None, k: jax.Array, keep: jax.Array | None, top: jax.Array) -> Arrays:
     """What a block adds to the fields of `Sums` after the first."""
-    z, at_k = block.logits, block.at(k)
-    logit = jnp.where(at_k, z, 0).sum(-1)
+    z, at_k, beside = block.logits, block.at(k), block.beside(k)
+    top = block.each(finite(top))
+    sums = jnp.exp(jnp.where(beside, z - top, -jnp.inf)).sum(0), jnp.where(at_k, z, 0).sum(0)
     if y is None:
-        return logit, None, None, None
+        return *sums, None, None, None
     y = block.cut(y).astype(z.dtype)
-    y = y if keep is None else jnp.where(keep[:, None], y, 0)
+    y = y if keep is None else jnp.where(block.each(keep), y, 0)
     inert = (z == -jnp.inf) & (y == 0)  # 0 · log 0 = 0, and no derivative in y
-    others = jnp.where(block.beside(k) & ~inert, y, 0)
-    inner = others * jnp.where(inert, 0, z)
-    return logit, jnp.where(at_k, y, 0).sum(-1), others.sum(-1), inner.sum(-1)
+    others = jnp.where(beside & ~inert, y, 0)
+    inner = others * jnp.where(inert, 0, top - z)
+    return *sums, jnp.where(at_k, y, 0).sum(0), others.sum(0), inner.sum(0)

@@ -62,7 +62,7 @@ def linear_kl_divergence(
       p_bias, q_bias: (C,), floating; −inf masks a class.
       temperature: T, a positive number, not an array: divide features and biases by an array yourself.
       where: (...), boolean; an example where it is False has divergence and derivatives 0, and is not looked at.
-      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
 
     Returns:
       (...), at least float32, in which everything is computed.
@@ -220,7 +220,7 @@ def _(size: int, primals: tuple[Arrays], tangents: tuple[Arrays]) -> tuple[_Sums
         return _derivative(block, b, da if min(moving.places) < 3 else None, db if max(moving.places) >= 3 else None, _Sums(sums.k, *floats))
 
     zeros = tuple(jnp.zeros_like(x) for x in sums[1:])
-    parts = block_sums(derivative, arrays[1].shape[0], size, zeros, arrays, moving.tangents, tuple(sums[1:]))
+    parts = block_sums(derivative, arrays[1].shape[0], size, zeros, arrays, moving.along(tangents[0]), tuple(sums[1:]))
     of_k: Any = np.zeros(sums.k.shape, jax.dtypes.float0)
     return sums, _Sums(of_k, *parts)
 

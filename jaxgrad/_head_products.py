@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._blocks import begins, block_of, block_size_for
 from jaxgrad._display import Displayed
+from jaxgrad._head import shares
 
 Triple = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -57,7 +58,7 @@ def linear_cross_entropy_hvp(
       along: the direction, each part in the shape of what it moves.
       bias: b, (C,), floating; −inf masks a class.
       weights: w, (...), floating; 1/N for each of the N examples by default. With weight 0 an example does not count.
-      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
 
     Returns:
       The product, in the shapes and dtypes of features, head and bias; computed in at least float32.
@@ -167,63 +168,63 @@ def _checked_product(
 
 def _product(rows: Rows, along: HeadVector, *, residual: bool) -> HeadVector:
     """The product of a direction given as rows, in the dtype to compute in."""
-    e, w, k, size = rows.features, rows.head, rows.reference, rows.size
-    de, dw, db = along.features, along.head, along.bias
+    e, w, k, size = rows.features.T, rows.head, rows.reference, rows.size
+    de, dw, db = None if along.features is None else along.features.T, along.head, along.bias
     factors: list[tuple[jax.Array, jax.Array, jax.Array | None]] = [] if de is None else [(de, w, None)]  # of the terms of u
     if dw is not None:
         factors.append((e, dw, db))
     elif db is not None:
-        factors.append((e[:, :0], w[:, :0], db))
-    derivative = lambda begin: sum(block_of(*factor, begin, size).logits for factor in factors)
-    z_k = _logit_of(e, w, rows.bias, k)
+        factors.append((e[:0], w[:, :0], db))
+    derivative = lambda begin: sum(block_of(*factor, begin, size, axis=0).logits for factor in factors)
     u_k = jnp.stack([_logit_of(*factor, k) for factor in factors]).sum(0)
 
     def normalise(carry: Triple, begin: jax.Array) -> tuple[Triple, None]:
         top, total, moment = carry
-        block = block_of(e, w, rows.bias, begin, size)
-        others = block.beside(k)
-        new_top = jnp.maximum(top, jnp.where(others, block.logits, -jnp.inf).max(-1))
+        block = block_of(e, w, rows.bias, begin, size, axis=0)
+        z = jnp.where(block.beside(k), block.logits, -jnp.inf)
+        new_top = jnp.maximum(top, z.max(0))
         shift = jnp.where(new_top == -jnp.inf, 0, new_top)
-        exps = jnp.exp(jnp.where(others, block.logits - shift[:, None], -jnp.inf))
-        moved = (exps * (derivative(begin) - u_k[:, None])).sum(-1)
-        return (new_top, total * jnp.exp(top - shift) + exps.sum(-1), moment * jnp.exp(top - shift) + moved), None
+        exps = jnp.exp(z - block.each(shift))
+        moved = (exps * (derivative(begin) - block.each(u_k))).sum(0)
+        return (new_top, total * jnp.exp(top - shift) + exps.sum(0), moment * jnp.exp(top - shift) + moved), None
 
     zero = jnp.zeros_like(rows.weights)
     (top, total, moment), _ = lax.scan(normalise, (zero - jnp.inf, zero, zero), begins(w.shape[0], size))
-    log_others = top + jnp.log(total)
-    p_k, p_others = jax.nn.sigmoid(z_k - log_others), jax.nn.sigmoid(log_others - z_k)
-    mean = p_others * jnp.where(total == 0, 0, moment / total)  # ⟨p, u⟩ − u_k
+    z_k = _logit_of(e, w, rows.bias, k)
+    top = jnp.where(top == -jnp.inf, z_k, top)
+    share, p_k = shares(total, z_k - top)
+    mean = share * moment  # ⟨p, u⟩ − u_k
     ids = rows.targets.ndim == 1
     y_k = 1 if ids else jnp.take_along_axis(rows.targets, k[:, None], axis=-1)[:, 0].astype(e.dtype)
     total_y = jnp.ones_like(zero) if ids else rows.targets.sum(-1, dtype=e.dtype)
-    r_k = (total_y - y_k) * p_k - y_k * p_others
+    r_k = (total_y - y_k) * p_k - y_k * (share * total)
 
     def multiply(out: HeadVector, begin: jax.Array) -> tuple[HeadVector, None]:
-        block = block_of(e, w, rows.bias, begin, size)
-        at_k, column = block.at(k), lambda x: x[:, None]
-        share = jnp.exp(jnp.where(block.beside(k), block.logits - column(jnp.where(total == 0, 0, log_others)), -jnp.inf))
-        probs = jnp.where(at_k, column(p_k), column(p_others) * share)
-        g = column(rows.weights * total_y) * probs * jnp.where(at_k, column(-mean), derivative(begin) - column(u_k + mean))
+        block = block_of(e, w, rows.bias, begin, size, axis=0)
+        at_k, each = block.at(k), block.each
+        probs = jnp.where(at_k, each(p_k), each(share) * jnp.exp(jnp.where(block.beside(k), block.logits - each(top), -jnp.inf)))
+        g = each(rows.weights * total_y) * probs * jnp.where(at_k, each(-mean), derivative(begin) - each(u_k + mean))
         by_features, by_head, by_bias = out.features, out.head, out.bias
         part = lambda x: lax.dynamic_slice_in_dim(x, block.start, size).astype(e.dtype)
         add = lambda x, term: lax.dynamic_update_slice_in_dim(x, part(x) + term, block.start, axis=0)
         r = g
         if residual:
             y = 0 if ids else jnp.where(block.beside(k), block.cut(rows.targets).astype(e.dtype), 0)
-            r = column(rows.weights) * jnp.where(at_k, column(r_k), column(total_y) * probs - y)
-        if de is not None:
-            by_features = by_features + g @ part(w) + (r @ part(dw) if residual and dw is not None else 0)
+            r = each(rows.weights) * jnp.where(at_k, each(r_k), each(total_y) * probs - y)
+        if by_features is not None:
+            by_features = by_features + part(w).T @ g + (part(dw).T @ r if residual and dw is not None else 0)
         if dw is not None:
-            by_head = add(by_head, (e.T @ g).T + ((de.T @ r).T if residual and de is not None else 0))
+            by_head = add(by_head, g @ rows.features + (r @ along.features if residual and along.features is not None else 0))
         if db is not None:
-            by_bias = add(by_bias, g.sum(0))
+            by_bias = add(by_bias, g.sum(1))
         return HeadVector(by_features, by_head, by_bias), None
 
-    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=e.dtype), along)
-    return lax.scan(multiply, zeros, begins(w.shape[0], size))[0]
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=e.dtype), HeadVector(de, dw, db))
+    product = lax.scan(multiply, zeros, begins(w.shape[0], size))[0]
+    return product if product.features is None else dataclasses.replace(product, features=product.features.T)
 
 
 def _logit_of(e: jax.Array, w: jax.Array, b: jax.Array | None, k: jax.Array) -> jax.Array:
-    """(W e + b)_k, (N,)."""
-    z = (e * w[k].astype(e.dtype)).sum(-1)
+    """(W e + b)_k, (N,), of e (d, N)."""
+    z = (e * w[k].astype(e.dtype).T).sum(0)
     return z if b is None else z + b[k].astype(e.dtype)

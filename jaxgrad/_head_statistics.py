@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._blocks import begins, block_of, block_size_for
 from jaxgrad._display import Displayed
-from jaxgrad._head import class_sums
+from jaxgrad._head import class_sums, shares
 from jaxgrad._head_products import HeadVector, Rows
 
 
@@ -50,7 +50,7 @@ def linear_log_probs(
       bias: b, (C,), floating; −inf masks a class.
       ids: (..., M), integer: M classes of each example whose log-probabilities are wanted; NaN outside [0, C).
       top_k: how many of the largest log-probabilities, at most C.
-      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
 
     Returns:
       A `HeadLogProbs`, at least float32.
@@ -109,7 +109,7 @@ def linear_log_probs(
 
 
 class _Probabilities(NamedTuple):
-    """Those of a block of classes from `start` on, (N, B); 0 where a class was counted in the block before."""
+    """Those of a block of classes from `start` on, (B, N); 0 where a class was counted in the block before."""
 
     start: jax.Array
     probs: jax.Array  # p
@@ -119,23 +119,23 @@ class _Probabilities(NamedTuple):
 
 def _fold(rows: Rows, step: Callable[[jax.Array, _Probabilities], jax.Array], start: jax.Array) -> jax.Array:
     """step(… step(start, first block) …, last block)."""
-    e, k, column = rows.features, rows.reference, lambda x: x[:, None]
-    log_others, z_k, *_ = class_sums(rows.size, None, (e, rows.head, rows.bias, None), k, None)
-    p_k, p_others = jax.nn.sigmoid(z_k - log_others), jax.nn.sigmoid(log_others - z_k)
+    e, k = rows.features.T, rows.reference
+    sums, _ = class_sums(rows.size, None, (e, rows.head, rows.bias, None), k, None)
+    share, p_k = shares(*sums.about_top())
+    p_others, top = sums.total * share, jnp.where(sums.top == -jnp.inf, 0, sums.top)
     ids = rows.targets.ndim == 1
     valid = jnp.where(jnp.isnan(rows.weights), jnp.nan, 1).astype(e.dtype)
     total_y = valid if ids else rows.targets.sum(-1, dtype=e.dtype)
-    y_k = valid if ids else jnp.take_along_axis(rows.targets, column(k), axis=-1)[:, 0].astype(e.dtype)
+    y_k = valid if ids else jnp.take_along_axis(rows.targets, k[:, None], axis=-1)[:, 0].astype(e.dtype)
     r_k = (total_y - y_k) * p_k - y_k * p_others
 
     def add(total: jax.Array, begin: jax.Array) -> tuple[jax.Array, None]:
-        block = block_of(e, rows.head, rows.bias, begin, rows.size)
-        at_k, beside = block.at(k), block.beside(k)
-        finite = jnp.where(log_others == -jnp.inf, 0, log_others)
-        probs = jnp.where(at_k, column(p_k), jnp.exp(jnp.where(beside, block.logits - column(finite), -jnp.inf)) * column(p_others))
+        block = block_of(e, rows.head, rows.bias, begin, rows.size, axis=0)
+        at_k, beside, each = block.at(k), block.beside(k), block.each
+        probs = jnp.where(at_k, each(p_k), jnp.exp(jnp.where(beside, block.logits - each(top), -jnp.inf)) * each(share))
         y = 0 if ids else jnp.where(beside, block.cut(rows.targets).astype(e.dtype), 0)
-        residual = jnp.where(at_k, column(r_k), column(total_y) * probs - y)
-        return step(total, _Probabilities(block.start, probs, jnp.where(at_k, column(p_others), 1 - probs), residual)), None
+        residual = jnp.where(at_k, each(r_k), each(total_y) * probs - y)
+        return step(total, _Probabilities(block.start, probs, jnp.where(at_k, each(p_others), 1 - probs), residual)), None
 
     return lax.scan(add, start, begins(rows.head.shape[0], rows.size))[0]
 
@@ -152,7 +152,7 @@ def linear_cross_entropy_grad_norms(
       head: W, (C, d), floating.
       targets: class ids (...) or distributions (..., C), read in blocks.
       bias: b, (C,), floating; −inf masks a class. Without one it is ‖p − y‖ ‖e‖.
-      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
 
     Returns:
       (...), at least float32.
@@ -163,7 +163,7 @@ def linear_cross_entropy_grad_norms(
     Source: Goodfellow 2015, arXiv:1510.01799.
     """
     rows = Rows.of(features, head, targets, bias, None, block_size)
-    squares = _fold(rows, lambda total, at: total + (at.residual**2).sum(-1), jnp.zeros_like(rows.weights))
+    squares = _fold(rows, lambda total, at: total + (at.residual**2).sum(0), jnp.zeros_like(rows.weights))
     return jnp.sqrt(squares * ((rows.features**2).sum(-1) + (0 if bias is None else 1))).reshape(jnp.shape(features)[:-1])
 
 
@@ -177,7 +177,7 @@ def linear_cross_entropy_grad_gram(
       head: W, (C, d), floating.
       targets: class ids (...) or distributions (..., C), read in blocks.
       bias: b, (C,), floating; −inf masks a class. Without one the + 1 is left out.
-      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
 
     Returns:
       (N, N), at least float32.
@@ -189,7 +189,7 @@ def linear_cross_entropy_grad_gram(
     """
     rows = Rows.of(features, head, targets, bias, None, block_size)
     num_rows = rows.features.shape[0]
-    residuals = _fold(rows, lambda total, at: total + at.residual @ at.residual.T, jnp.zeros((num_rows, num_rows), rows.features.dtype))
+    residuals = _fold(rows, lambda total, at: total + at.residual.T @ at.residual, jnp.zeros((num_rows, num_rows), rows.features.dtype))
     return residuals * (rows.features @ rows.features.T + (0 if bias is None else 1))
 
 
@@ -212,7 +212,7 @@ def linear_cross_entropy_ggn_diagonal(
       targets: class ids (...) or distributions (..., C), of which only the sums enter.
       bias: b, (C,), floating; −inf masks a class.
       weights: w, (...), floating; 1/N for each of the N examples by default.
-      block_size: the number of classes in a block; by default a block of logits has about 2²⁰ numbers.
+      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
 
     Returns:
       A `HeadVector` of head (C, d), and bias (C,) if there is one, at least float32.
@@ -229,7 +229,7 @@ def linear_cross_entropy_ggn_diagonal(
 
     def add(total: jax.Array, at: _Probabilities) -> jax.Array:
         before = lax.dynamic_slice_in_dim(total, at.start, rows.size)
-        return lax.dynamic_update_slice_in_dim(total, before + (squares.T @ (scale[:, None] * at.probs * at.complement)).T, at.start, axis=0)
+        return lax.dynamic_update_slice_in_dim(total, before + (scale[None] * at.probs * at.complement) @ squares, at.start, axis=0)
 
     diagonal = _fold(rows, add, jnp.zeros((rows.head.shape[0], squares.shape[1]), squares.dtype))
     width = rows.features.shape[1]

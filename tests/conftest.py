@@ -6,7 +6,7 @@ import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_num_cpu_devices", 4)  # for a mesh
+jax.config.update("jax_num_cpu_devices", 8)  # for a mesh
 
 WIDE = [jnp.float32, jnp.float64] if jax.config.jax_enable_x64 else [jnp.float32]
 NARROW = [jnp.bfloat16, jnp.float16]

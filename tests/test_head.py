@@ -5,8 +5,10 @@ import re
 
 import jax
 import jax.numpy as jnp
+import mpmath
 import numpy as np
 import pytest
+from exactness import exactly, exp, ulp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 import jaxgrad as jg
@@ -109,7 +111,8 @@ def test_a_vocabulary_of_131072_takes_32_mib():
     spec = jax.ShapeDtypeStruct
     x = {"features": spec((2048, 256), jnp.float32), "head": spec((131072, 256), jnp.float32)}
     loss = lambda x, ids: jg.linear_cross_entropy(x["features"], x["head"], ids).mean()
-    for order in ("value", "gradient", "jvp", "forward over reverse", "forward over forward"):
+    orders = "value", "gradient", "jvp", "forward over reverse", "reverse over forward", "reverse over reverse", "forward over forward"
+    for order in orders:
         product = lambda x, v, ids, order=order: every_order(lambda x: loss(x, ids), x, v)[order]
         temporary = jax.jit(product).lower(x, x, spec((2048,), jnp.int32)).compile().memory_analysis().temp_size_in_bytes
         assert temporary <= 2**25, order
@@ -128,6 +131,35 @@ def test_confident_examples_keep_their_digits():
         np.testing.assert_allclose(np.diagonal(by_features[..., 0]), -others / (1 + others), rtol=1e-5)
         np.testing.assert_allclose(by_head[:, 1, 0], p * lead, rtol=1e-5)
         np.testing.assert_allclose(by_head[:, 0, 0], -(C - 1) * p * lead, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_classes", [23, 1024])
+@mpmath.workprec(200)
+def test_where_the_product_is_exact_so_are_loss_and_gradient(num_classes, widest_dtype):
+    """Logits are multiples of 1/32, so that all error is ours; the bias has the gradient in the logits."""
+    rng = np.random.default_rng(0)
+    e, w = rng.integers(-8, 9, (12, 8)).astype(float), rng.integers(-8, 9, (num_classes, 8)) / (1 if num_classes < 100 else 32)
+    z = e @ w.T
+    ids = np.where(np.arange(12) < 6, z.argmax(-1), rng.integers(0, num_classes, 12)).astype(np.int32)
+    at_k = np.eye(num_classes)[ids]
+    soft = 0.75 * at_k + 0.25 * np.roll(at_k, 1, axis=-1)
+    exps = exp(exactly(z - z.max(-1, keepdims=True)))
+    probs = exps / exps.sum(-1, keepdims=True)
+    others = (np.where(at_k == 1, 0, exps)).sum(-1) / (at_k * exps).sum(-1)
+    of_ids = np.frompyfunc(mpmath.log1p, 1, 1)(others)
+    losses = {"ids": of_ids, "soft": of_ids + (exactly(soft) * exactly((at_k * z).sum(-1, keepdims=True) - z)).sum(-1)}
+    given = [jnp.asarray(x, widest_dtype) for x in (e, w, np.zeros(num_classes), soft)]
+
+    @jax.jit
+    def found(e, w, b, soft):
+        loss = lambda b, y: jg.linear_cross_entropy(e, w, y, bias=b, block_size=8)
+        return {name: (loss(b, y), jax.jacrev(loss)(b, y)) for name, y in (("ids", jnp.asarray(ids)), ("soft", soft))}
+
+    for name, (loss, gradient) in found(*given).items():
+        y = at_k if name == "ids" else soft
+        unit = lambda x, scale=0: ulp(np.maximum(np.abs(x.astype(float)), scale), widest_dtype)
+        assert (np.abs(np.asarray(loss, float) - losses[name]) <= 3 * unit(losses[name])).all()
+        assert (np.abs(np.asarray(gradient, float) - (probs - y)) <= 4 * unit(probs - y, 1e-30 if name == "ids" else np.maximum(y, 1e-30))).all()
 
 
 def test_a_masked_example_is_0_and_not_looked_at():

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import jaxgrad as jg
 
-N, C, D = 8, 52, 6
+N, C, D, BLOCK_SIZE = 8, 52, 6, 5
 RNG = np.random.default_rng(0)
 E, W, B = (RNG.normal(size=shape).astype(np.float32) for shape in ((N, D), (C, D), (C,)))
 ALONG = tuple(RNG.normal(size=x.shape).astype(np.float32) for x in (E, W, B))
@@ -26,7 +26,7 @@ WHERE = np.arange(N) % 3 != 1
 
 def results(e, w, b, targets, where, along, *, vocab_axis=None):
     """Losses, gradient, and the product of the Hessian with `along` in two orders."""
-    losses = lambda e, w, b: jg.linear_cross_entropy(e, w, targets, bias=b, where=where, block_size=4, vocab_axis=vocab_axis)
+    losses = lambda e, w, b: jg.linear_cross_entropy(e, w, targets, bias=b, where=where, block_size=BLOCK_SIZE, vocab_axis=vocab_axis)
     total = lambda x: losses(*x).sum()
     grad, x = jax.grad(total), (e, w, b)
     inner = lambda x: sum((a * b).sum() for a, b in zip(grad(x), along, strict=True))
@@ -49,7 +49,7 @@ def assert_same(found, expected):
     ],
 )
 def test_sharded_arrays_under_jit(axis_type, data, vocab, targets):
-    mesh = jax.make_mesh((2, 2), ("data", "vocab"), axis_types=(axis_type,) * 2)
+    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(axis_type,) * 2)
     specs = P(data), P(vocab), P(vocab), P(data) if targets.ndim == 1 else P(data, vocab), P(data)
     with jax.set_mesh(mesh):
         put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
@@ -82,18 +82,23 @@ def collectives(compiled):
     return {(operation, tuple(int(n) for n in dims.split(",") if n)) for shapes, operation in found for dims in re.findall(r"\[([\d,]*)\]", shapes)}
 
 
-def test_only_sums_for_each_example_and_the_gradient_of_features_cross_the_vocabulary():
-    mesh = jax.make_mesh((4,), ("vocab",), axis_types=(AxisType.Auto,))
+@pytest.mark.parametrize("data", [None, "data"])
+def test_only_sums_for_each_example_and_the_gradient_of_features_cross_the_vocabulary(data):
+    mesh = jax.make_mesh((2, 4), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
+    specs = P(data), P("vocab"), P("vocab"), P(data), P(data)
     with jax.set_mesh(mesh):
         put = lambda x, spec: jax.device_put(x, NamedSharding(mesh, spec))
-        e, w, b = put(E, P()), put(W, P("vocab")), put(B, P("vocab"))
-        along = tuple(put(x, spec) for x, spec in zip(ALONG, (P(), P("vocab"), P("vocab")), strict=True))
-        given = e, w, b, put(IDS, P()), put(WHERE, P()), along
-        found = collectives(jax.jit(results, static_argnames="vocab_axis").lower(*given, vocab_axis="vocab").compile())
-        gathered = collectives(jax.jit(results).lower(*given).compile())
+        given = [put(x, spec) for x, spec in zip((E, W, B, IDS, WHERE), specs, strict=True)]
+        along = tuple(put(x, spec) for x, spec in zip(ALONG, specs, strict=False))
+        found = collectives(jax.jit(results, static_argnames="vocab_axis").lower(*given, along, vocab_axis="vocab").compile())
+        gathered = collectives(jax.jit(results).lower(*given, along).compile())
+    rows = N if data is None else N // 2
+    allowed = {(), (rows,), (rows, D), (D, rows)}
+    if data is not None:  # the gradient of its share of the head is added up over the examples
+        allowed |= {(BLOCK_SIZE, D), (D, BLOCK_SIZE), (BLOCK_SIZE,), (C // 4, D), (C // 4,)}
     assert {operation for operation, _ in found} == {"all-reduce"}
-    assert {shape for _, shape in found} <= {(), (N,), (N, D)}
-    assert not {shape for _, shape in gathered} <= {(), (N,), (N, D)}  # without the axis, the head itself crosses: the test can see it
+    assert {shape for _, shape in found} <= allowed
+    assert not {shape for _, shape in gathered} <= allowed  # without the axis, the head itself crosses: the test can see it
 
 
 def test_classes_must_divide_among_the_devices():

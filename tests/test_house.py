@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "_chain_hessian": LOSSES | {"_chain", "_head_hessian", "_pytree_operators"},
     "_blocks": GROUND,
     "_head": GROUND | {"_blocks"},
-    "_head_products": GROUND | {"_blocks"},
+    "_head_products": GROUND | {"_blocks", "_head"},
     "_chain_products": GROUND | {"_head", "_head_products"},
     "_head_statistics": GROUND | {"_blocks", "_head", "_head_products"},
     "_head_sparse": GROUND | {"_blocks"},

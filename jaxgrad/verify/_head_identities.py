@@ -17,7 +17,7 @@ from jaxgrad.verify._routes import chain_gradient, head_loss
 
 Array = np.ndarray
 BLOCK_SIZE = 4  # of the 10 digits: the last block is ragged
-BOUND = 8.0  # ULP; dense logits have 3: a normaliser that goes from block to block is a logarithm, rounded once more
+BOUND = 3.0  # ULP, as with dense logits
 
 
 def head_identities() -> list[Identity]:
