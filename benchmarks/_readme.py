@@ -34,18 +34,19 @@ def with_section(readme: str, text: str) -> str:
 
 
 def section(results: Sequence[Kept]) -> str:
-    """The setting, every promise of speed with what became of it, resident memory, and how the costs grow."""
-    timed = [result for result in results if _promises(result)]
-    parts = ["\n".join(sorted({_machine(result) for result in results}, key=[_machine(result) for result in results].index)), _speed(timed)]
+    """The setting, every promise of speed with what became of it, and resident memory."""
     resident = [result for result in results if result.benchmark == "memory"]
-    parts += [_memory(resident)] if resident else []
+    parts = [_settings(results), _speed([result for result in results if _promises(result)]), *([_memory(resident)] if resident else [])]
     return "\n\n".join(["", *parts, ""])
 
 
-def _machine(result: Kept) -> str:
-    setting = result.setting
-    peers = ", ".join(f"{name} {version}" for name, version in setting.peers.items() if version)
-    return f"{setting.processor}, {setting.cores} cores; python {setting.python}, jax {setting.jax}, {peers}; {setting.dtype}."
+def _settings(results: Sequence[Kept]) -> str:
+    """The machine and the versions, and how busy it was."""
+    settings = [result.setting for result in results]
+    peers = [", ".join(f"{name} {version}" for name, version in setting.peers.items() if version) for setting in settings]
+    machine = "{0.processor}, {0.cores} cores; python {0.python}, jax {0.jax}, {1}; {0.dtype}.".format
+    loads = [setting.load_average for setting in settings]
+    return "\n".join([*dict.fromkeys(map(machine, settings, peers)), f"Load average {min(loads):g} to {max(loads):g} at the start of a run."])
 
 
 def _promises(result: Kept) -> Sequence[Mapping[str, Any]]:
@@ -82,7 +83,7 @@ def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> Sequence[str]:
     """For each target its ratios, and whether they meet it."""
     ratios: dict[str, list[str]] = {}
     for verdict in verdicts:
-        reached = f"{verdict['ratio']:.2g}"
+        reached = three_digits(verdict["ratio"])
         ratios.setdefault(f"≤ {verdict['at_most']:g} {verdict['of']}", []).append(f"{reached} met" if verdict["met"] else f"**{reached} missed**")
     return [f"{target}: {' · '.join(reached)}" for target, reached in ratios.items()]
 
