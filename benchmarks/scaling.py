@@ -82,7 +82,7 @@ class _Devices:
     """The same work on more and more devices."""
 
     points: Sequence[int]
-    title: str = "losses over sharded arrays, N = 512, d = 128, C = 32768, against devices"
+    title: str = "losses over sharded arrays, N = 128, d = 128, C = 32768, against devices"
 
     def measure(self, effort: Effort) -> "ScalingResult":
         """Each number of devices in a process of its own."""
@@ -194,15 +194,15 @@ def _on_devices(count: int, rounds: int) -> dict[str, Cost]:
         with jax.set_mesh(mesh):
             put = lambda spec, x, mesh=mesh: jax.device_put(x, NamedSharding(mesh, spec))
             of_data, of_vocab = (P(axis), P()) if axis == "data" else (P(), P(axis))
-            ids = put(of_data, _ids(512, 32768))
+            ids = put(of_data, _ids(128, 32768))
             if name.startswith("cross_entropy"):
-                arguments: tuple[Any, ...] = (put(of_data, _normal(0, (512, 32768))),)
+                arguments: tuple[Any, ...] = (put(of_data, _normal(0, (128, 32768))),)
                 function: Function = lambda z, y: jax.value_and_grad(lambda z: jg.cross_entropy(z, y).sum())(z)
             else:
                 options = {"vocab_axis": axis} if axis == "vocab" else {}
                 loss = lambda e, w, y, options=options: jg.linear_cross_entropy(e, w, y, **options).mean()
                 function = lambda e, w, y, loss=loss: jax.value_and_grad(loss, (0, 1))(e, w, y)
-                arguments = put(of_data, _normal(0, (512, 128))), put(of_vocab, _normal(1, (32768, 128)) / 10)
+                arguments = put(of_data, _normal(0, (128, 128))), put(of_vocab, _normal(1, (32768, 128)) / 10)
             costs |= _measured((*arguments, ids), {name: function}, Effort(rounds, 1))
     return costs
 
