@@ -37,7 +37,7 @@ def section(results: Sequence[Kept]) -> str:
     """The setting, every promise of speed with what became of it, and resident memory."""
     resident = [result for result in results if result.benchmark == "memory"]
     parts = [_settings(results), _speed([result for result in results if _promises(result)]), *([_memory(resident)] if resident else [])]
-    return "\n\n".join(["", *parts, ""])
+    return "\n{}\n\n".format("\n\n".join(parts))
 
 
 def _settings(results: Sequence[Kept]) -> str:

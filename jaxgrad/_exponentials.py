@@ -22,7 +22,7 @@ class Split(NamedTuple):
     """Softmax about its (first) heaviest class k: what is near 1 is written with its distance from 1."""
 
     top: jax.Array  # (..., 1): z_k, the maximum
-    index: jax.Array  # (..., 1): k
+    k: jax.Array  # (..., 1), integer
     heaviest: jax.Array  # (..., C): True at k
     shifted: jax.Array  # (..., C): z − z_k, rounded
     shifted_tail: jax.Array  # (..., C): what that rounding lost
@@ -32,7 +32,7 @@ class Split(NamedTuple):
     def at_heaviest(self, x: jax.Array) -> jax.Array:
         """x_k of x (..., C), (..., 1). A sum of what a mask leaves would write all of it, but is all there is for a sharded axis."""
         if _is_whole(x):
-            return jnp.take_along_axis(x, self.index, axis=-1, mode="clip")
+            return jnp.take_along_axis(x, self.k, axis=-1, mode="clip")
         return jnp.where(self.heaviest, x, 0).sum(-1, keepdims=True)
 
     @property
