@@ -1,11 +1,14 @@
 """The stopwatch: contenders in turn, round after round, and ratios formed within each round.
 
 A machine that slows down for a while slows all contenders of a round, so the median over rounds of a ratio holds
-where the ratio of two medians would not. The arrays are arguments: nothing is folded at compile time.
+where the ratio of two medians would not. The arrays are arguments: nothing is folded at compile time. CPU time, of all
+threads, stands beside wall time: where the two disagree on who is faster, the machine was busy.
 """
 
 import dataclasses
 import functools
+import math
+import resource
 import time
 import timeit
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -19,16 +22,18 @@ from benchmarks._report import Result, Table
 
 DTYPE = jnp.float32
 SAMPLE_SECONDS = 1e-3
+LEAST_ROUNDS = 5
 
 Function = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Effort:
-    """How often to measure: rounds of running, and rounds of compiling."""
+    """How often to measure: rounds of running, but `LEAST_ROUNDS` at least where they take more than `seconds`, and of compiling."""
 
     rounds: int
     compile_rounds: int
+    seconds: float = math.inf
 
 
 class Case(Protocol):
@@ -82,10 +87,13 @@ class TimingCase:
         arguments = jax.block_until_ready(self.arguments())
         compile_seconds: Mapping[str, np.ndarray] = {}
         if self.compiled:
-            compiled, compile_seconds = _compile({name: f for name, f in functions.items() if name not in self.eager}, arguments, effort.compile_rounds)
+            compiled, compile_seconds = compiled_in_rounds(
+                {name: f for name, f in functions.items() if name not in self.eager}, arguments, effort.compile_rounds
+            )
             functions = {**functions, **compiled}
         _agree(self.title, {name: self.compared(functions[name](*arguments), *arguments) for name, role in roles.items() if role != "limit"})
-        seconds = interleave(functions, arguments, max(effort.rounds, self.least_rounds))
+        samples = interleave(functions, arguments, max(effort.rounds, self.least_rounds), effort.seconds)
+        seconds = {name: wall for name, (wall, _) in samples.items()}
 
         best_peer = min(self.peers, key=lambda name: float(np.median(seconds[name])))
         limit = next(iter(self.limit), None)
@@ -94,6 +102,7 @@ class TimingCase:
                 contender=name,
                 role=role,
                 milliseconds=Spread.of(1e3 * seconds[name]),
+                cpu_milliseconds=1e3 * float(np.median(samples[name][1])),
                 over_best_peer=Spread.of(seconds[name] / seconds[best_peer]),
                 over_limit=Spread.of(seconds[name] / seconds[limit]) if limit else None,
                 compile_milliseconds=1e3 * float(np.median(compile_seconds[name])) if name in compile_seconds else None,
@@ -123,7 +132,7 @@ class Spread:
 
     def __str__(self) -> str:
         """The median to three digits, and the quartiles."""
-        return f"{_three_digits(self.median)} [{_three_digits(self.lower)}–{_three_digits(self.upper)}]"
+        return f"{three_digits(self.median)} [{three_digits(self.lower)}–{three_digits(self.upper)}]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +162,7 @@ class Row:
     contender: str
     role: Role
     milliseconds: Spread
+    cpu_milliseconds: float
     over_best_peer: Spread
     over_limit: Spread | None
     compile_milliseconds: float | None
@@ -172,11 +182,12 @@ class TimingResult:
 
     def table(self) -> Table:
         """One line a contender; a column that no contender fills is left out."""
-        headers = (f"median of {self.rounds} rounds", "ms", "÷ best peer", "÷ limit", "compile ms", "temp KiB", "target")
+        headers = (f"median of {self.rounds} rounds", "ms", "CPU ms", "÷ best peer", "÷ limit", "compile ms", "temp KiB", "target")
         rows = [
             (
                 f"limit: {row.contender}" if row.role == "limit" else row.contender,
                 str(row.milliseconds),
+                three_digits(row.cpu_milliseconds),
                 "best peer" if row.contender == self.best_peer else str(row.over_best_peer),
                 "" if row.over_limit is None or row.role == "limit" else str(row.over_limit),
                 "" if row.compile_milliseconds is None else f"{row.compile_milliseconds:.0f}",
@@ -189,12 +200,24 @@ class TimingResult:
         return Table([headers[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
-def interleave(functions: Mapping[str, Function], arguments: tuple[Any, ...], rounds: int) -> dict[str, np.ndarray]:
-    """Seconds a call, (rounds,) for each function: A B C, A B C, …, each sample long enough for the clock."""
-    timers = {name: timeit.Timer(functools.partial(_call, function, arguments)) for name, function in functions.items()}
+def interleave(functions: Mapping[str, Function], arguments: tuple[Any, ...], rounds: int, seconds: float = math.inf) -> dict[str, np.ndarray]:
+    """Wall and CPU seconds a call, (2, rounds) for each function: A B C, A B C, …, each sample long enough for the clock.
+
+    The rounds end early, but not before `LEAST_ROUNDS` or all of fewer, when they have taken `seconds`.
+    """
+    timers = {name: timeit.Timer(functools.partial(_call, function, arguments), timer=clock) for name, function in functions.items()}
     repeats = {name: _repeats(timer) for name, timer in timers.items()}
-    samples = [[timers[name].timeit(repeats[name]) / repeats[name] for name in functions] for _ in range(rounds)]
-    return dict(zip(functions, np.array(samples).T, strict=True))
+    samples: list[list[Any]] = []
+    stop = clock()[0] + seconds
+    while len(samples) < rounds and (len(samples) < LEAST_ROUNDS or clock()[0] < stop):
+        samples.append([timers[name].timeit(repeats[name]) / repeats[name] for name in functions])
+    return dict(zip(functions, np.array(samples).transpose(1, 2, 0), strict=True))
+
+
+def clock() -> Any:
+    """Wall time, and the CPU time of this process and of the children that have ended, in seconds."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return np.array([time.perf_counter(), sum(usage.ru_utime + usage.ru_stime for usage in usages)])
 
 
 def _call(function: Function, arguments: tuple[Any, ...]) -> None:
@@ -203,15 +226,16 @@ def _call(function: Function, arguments: tuple[Any, ...]) -> None:
 
 def _repeats(timer: timeit.Timer) -> int:
     """Calls in a sample, so that it lasts `SAMPLE_SECONDS`; it takes two to tell, as one may have been disturbed."""
+    lasted = lambda repeats: np.asarray(timer.timeit(repeats))[0]
     repeats = 1
-    if timer.timeit(1) > 100 * SAMPLE_SECONDS:  # the first call is to warm up
+    if lasted(1) > 100 * SAMPLE_SECONDS:  # the first call is to warm up
         return repeats
-    while any(timer.timeit(repeats) < SAMPLE_SECONDS for _ in range(2)):
+    while any(lasted(repeats) < SAMPLE_SECONDS for _ in range(2)):
         repeats *= 2
     return repeats
 
 
-def _compile(functions: Mapping[str, Function], arguments: tuple[Any, ...], rounds: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def compiled_in_rounds(functions: Mapping[str, Function], arguments: tuple[Any, ...], rounds: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The compiled functions, and the seconds that tracing, lowering and compiling them took, (rounds,) for each."""
     jax.jit(lambda: jnp.zeros(())).lower().compile()  # whatever the first compilation of a process sets up
     compiled: dict[str, Any] = {}
@@ -234,5 +258,5 @@ def _agree(title: str, results: Mapping[str, Any]) -> None:
             raise ValueError(f"{title}: expected {name!r} to compute what {first!r} does, got something else; correct the case")
 
 
-def _three_digits(x: float) -> str:
+def three_digits(x: float) -> str:
     return f"{x:.0f}" if x >= 100 else f"{x:.3g}"

@@ -1,14 +1,12 @@
-"""The report: where the numbers come from, and their tables as text, Markdown and JSON."""
+"""The report: where the numbers come from, and their tables as text and Markdown."""
 
 import dataclasses
 import importlib.metadata
-import json
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 
@@ -43,7 +41,7 @@ class Setting:
             command=command,
             processor=_processor(),
             cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 0,
-            load_average=os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan,
+            load_average=round(os.getloadavg()[0], 2),
             device=f"{device.platform} ({device.device_kind})",
             system=f"{platform.system()} {platform.machine()}",
             python=platform.python_version(),
@@ -108,33 +106,26 @@ def result_text(result: Result) -> str:
     return "\n".join([f"{result.benchmark}: {result.title}", *("  " + line for line in lines)])
 
 
-def markdown(setting: Setting, results: Sequence[Result], explanations: Mapping[str, str]) -> str:
-    """The whole report in Markdown, each benchmark with its explanation."""
-    parts = ["# jaxgrad benchmarks", "\n".join(f"- {label}: {value}" for label, value in setting.lines())]
-    benchmark = ""
-    for result in results:
+def markdown(results: Sequence[tuple[Setting, Result]], explanations: Mapping[str, str]) -> str:
+    """The whole report in Markdown, each benchmark with its explanation and, where it is not that of the one before, its setting."""
+    parts = ["# jaxgrad benchmarks"]
+    benchmark, last = "", None
+    for setting, result in results:
+        if setting != last:
+            last = setting
+            parts.append("\n".join(f"- {label}: {value}" for label, value in setting.lines()))
         if result.benchmark != benchmark:
             benchmark = result.benchmark
             parts += [f"## {benchmark}", explanations[benchmark]]
-        table = result.table()
-        alignment = ["---", *["---:"] * (len(table.headers) - 1)]
-        rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.headers, alignment, *table.rows)]
-        parts += [f"### {result.title}", "\n".join(f"| {' | '.join(row)} |" for row in rows)]
+        parts += [f"### {result.title}", table_markdown(result.table())]
     return "\n\n".join(parts) + "\n"
 
 
-def as_json(setting: Setting, results: Sequence[Any]) -> str:
-    """The whole report in JSON; null stands for what is not there and for what is not finite."""
-    document = {"setting": dataclasses.asdict(setting), "results": [dataclasses.asdict(result) for result in results]}
-    return json.dumps(_finite(document), indent=1, allow_nan=False) + "\n"
-
-
-def _finite(x: Any) -> Any:
-    if isinstance(x, dict):
-        return {key: _finite(value) for key, value in x.items()}
-    if isinstance(x, list | tuple):
-        return [_finite(value) for value in x]
-    return None if isinstance(x, float) and not math.isfinite(x) else x
+def table_markdown(table: Table) -> str:
+    """The table in Markdown, all columns but the first to the right."""
+    alignment = ["---", *["---:"] * (len(table.headers) - 1)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (table.headers, alignment, *table.rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _processor() -> str:

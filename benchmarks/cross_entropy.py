@@ -2,6 +2,10 @@
 
 Value and gradient together are `jax.vjp` with a cotangent of ones, which is an argument; the Hessian-vector product
 is `jax.jvp` of `jax.grad` of the sum. Limits: one pass that reads the logits, and writes the result if it has classes.
+
+For value and gradient with class ids XLA on a CPU reads 5 arrays (N, C) and writes 2, for optax 5 and 3; what ours costs
+more is the exponential, which takes the low part of z − max z too. Distributions add the targets without that of the
+heaviest class, which a sum has written first. A Hessian-vector product is a product with the softmax Jacobian: see there.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -47,7 +47,7 @@ def compare(a: jax.Array, b: jax.Array, temperature: float = 1.0) -> Comparison:
     head, tail = _renormalised(head, tail)
 
     # D at the heaviest class k of p.
-    b_k = jnp.where(at_p.heaviest, b, 0).sum(-1, keepdims=True)
+    b_k = at_p.at_heaviest(b)
     head_k, tail_k = two_difference(at_q.top, jnp.where(b_k == -jnp.inf, at_q.top, b_k))
     if temperature != 1:
         (head, tail), (head_k, tail_k) = quotient(head, tail, temperature), quotient(head_k, tail_k, temperature)

@@ -229,7 +229,7 @@ def _grad_soft(z: jax.Array, y: jax.Array) -> jax.Array:
     """p Σy − y: at the heaviest class k it is p_k Σ_{j≠k} y_j − y_k (1 − p_k)."""
     at_k = split_at_heaviest(z)
     y_rest = jnp.where(at_k.heaviest, 0, y).sum(-1, keepdims=True)
-    total = jnp.where(at_k.heaviest, y_rest, y.sum(-1, keepdims=True))
+    total = jnp.where(at_k.heaviest, y_rest, y_rest + at_k.at_heaviest(y))
     return at_k.probs * total - jnp.where(at_k.heaviest, y * at_k.complement, y)
 
 

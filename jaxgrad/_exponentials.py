@@ -22,11 +22,18 @@ class Split(NamedTuple):
     """Softmax about its (first) heaviest class k: what is near 1 is written with its distance from 1."""
 
     top: jax.Array  # (..., 1): z_k, the maximum
+    k: jax.Array  # (..., 1), integer
     heaviest: jax.Array  # (..., C): True at k
     shifted: jax.Array  # (..., C): z − z_k, rounded
     shifted_tail: jax.Array  # (..., C): what that rounding lost
     rest: jax.Array  # (..., C): UNIT · e^{z − z_k}, and 0 at k
     others: jax.Array  # (..., 1): its sum, UNIT · s with s = Σ_{j≠k} e^{z_j − z_k}
+
+    def at_heaviest(self, x: jax.Array) -> jax.Array:
+        """x_k of x (..., C), (..., 1). A sum of what a mask leaves would write all of it, but is all there is for a sharded axis."""
+        if _is_whole(x):
+            return jnp.take_along_axis(x, self.k, axis=-1, mode="clip")
+        return jnp.where(self.heaviest, x, 0).sum(-1, keepdims=True)
 
     @property
     def exps(self) -> jax.Array:
@@ -94,7 +101,7 @@ def split_at_heaviest(z: jax.Array, temperature: float = 1.0) -> Split:
     heaviest = lax.broadcasted_iota(jnp.int32, z.shape, z.ndim - 1, out_sharding=jax.typeof(z).sharding) == k
     e, d, tail = exp_shifted(z, m, temperature)
     rest = jnp.where(heaviest, 0, e)
-    return Split(m, heaviest, d, tail, rest, rest.sum(-1, keepdims=True))
+    return Split(m, k, heaviest, d, tail, rest, rest.sum(-1, keepdims=True))
 
 
 def _first_max(z: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -105,8 +112,7 @@ def _first_max(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     """
     num_classes = z.shape[-1]
     size = 1
-    spec = jax.typeof(z).sharding.spec
-    if num_classes >= 64 and (len(spec) < z.ndim or spec[-1] is None):  # blocks of a sharded axis would lie across devices
+    if num_classes >= 64 and _is_whole(z):  # blocks of a sharded axis would lie across devices
         size = max(b for b in range(1, math.isqrt(num_classes) + 1) if num_classes % b == 0)
     blocks = z.reshape(*z.shape[:-1], num_classes // size, size)
     largest = blocks.max(-1)
@@ -115,6 +121,12 @@ def _first_max(z: jax.Array) -> tuple[jax.Array, jax.Array]:
     if size > 1:
         k = k * size + _first(jnp.take_along_axis(blocks, k[..., None], axis=-2, mode="clip")[..., 0, :] == m)
     return jnp.where(jnp.isfinite(m), m, jnp.nan), k
+
+
+def _is_whole(x: jax.Array) -> bool:
+    """False if the last axis is known to be sharded."""
+    spec = jax.typeof(x).sharding.spec
+    return len(spec) < x.ndim or spec[-1] is None
 
 
 def _first(hits: jax.Array) -> jax.Array:

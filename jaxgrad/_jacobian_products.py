@@ -35,12 +35,10 @@ def _pseudo_solve(z: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
 
 
 def _multiply(p: jax.Array, k: jax.Array, complement: jax.Array, v: jax.Array) -> jax.Array:
-    """p ∘ (v − ⟨p, v⟩), about the rounded ⟨p, v⟩ so that no common offset is left; at k, (1 − p_k) v_k − Σ_{j≠k} p_j v_j."""
-    at_k = is_at(k, p)
+    """p ∘ (v − ⟨p, v⟩), about v_k where that is most of ⟨p, v⟩, and twice about the mean: no offset is left to meet the rounding of Σp."""
+    v = v - jnp.where(complement < 0.5, jnp.take_along_axis(v, k, -1), 0)
     u = v - (p * v).sum(-1, keepdims=True)
-    others = jnp.where(at_k, 0, p * u).sum(-1, keepdims=True)
-    u_k, p_k = (jnp.take_along_axis(x, k, -1) for x in (u, p))
-    return p * (jnp.where(at_k, complement * u, u - p_k * u_k) - others)
+    return p * (u - (p * u).sum(-1, keepdims=True))
 
 
 def is_at(index: jax.Array, like: jax.Array) -> jax.Array:

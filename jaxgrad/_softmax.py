@@ -126,7 +126,8 @@ def _(primals: Arrays, tangents: Arrays) -> tuple[jax.Array, jax.Array]:
 def _scaled_jacobian_product(z: jax.Array, scale: jax.Array, v: jax.Array) -> jax.Array:
     """scale · J v = scale · p ∘ (v − ⟨p, v⟩), scaled last: scaling v first would round away what differs in it."""
     at_k = split_at_heaviest(z)
-    return scale * (at_k.exps * _pairwise_differences(at_k, v) * at_k.inverse_square)
+    differences = _pairwise_differences(at_k, v)
+    return scale * (jnp.where(at_k.heaviest, UNIT * differences, at_k.rest * differences) * at_k.inverse_square)  # one pass; exps would be written first
 
 
 def _deviation(z: jax.Array, v: jax.Array) -> jax.Array:
@@ -141,7 +142,7 @@ def _pairwise_differences(at_k: Split, v: jax.Array) -> jax.Array:
     Any centre will do in exact arithmetic. The mean of the others leaves no common offset to cancel; 0, where v_k
     does not share its sign, makes J e_i hold the very products e_i e_j, so that the matrix is symmetric to the bit.
     """
-    v_k = jnp.where(at_k.heaviest, v, 0).sum(-1, keepdims=True)
+    v_k = at_k.at_heaviest(v)
     mean = jnp.where(at_k.others > 0, (at_k.rest * v).sum(-1, keepdims=True) / at_k.others, v_k)
     u = v - jnp.where(jnp.sign(v_k) * jnp.sign(mean) > 0, mean, 0)
     return (v - v_k) + (at_k.others * u - (at_k.rest * u).sum(-1, keepdims=True)) / UNIT
@@ -151,7 +152,7 @@ def _deviation_transpose(z: jax.Array, w: jax.Array) -> jax.Array:
     """w − p Σw; at the heaviest class (1 − p_k) w_k − p_k Σ_{j≠k} w_j."""
     at_k = split_at_heaviest(z)
     rest = jnp.where(at_k.heaviest, 0, w).sum(-1, keepdims=True)
-    return jnp.where(at_k.heaviest, at_k.complement * w - at_k.probs * rest, w - at_k.probs * w.sum(-1, keepdims=True))
+    return jnp.where(at_k.heaviest, at_k.complement * w - at_k.probs * rest, w - at_k.probs * (rest + at_k.at_heaviest(w)))
 
 
 def _zero_sum_terms(gradient: jax.Array, v: jax.Array) -> jax.Array:

@@ -311,6 +311,21 @@ def test_eager_jit_vmap_and_blocks_agree(dtype):
     assert once[3].dtype == (dtype if dtype == jnp.float64 else jnp.float32)
 
 
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("product", [lambda j, v: j @ v, lambda j, v: j.stored() @ v], ids=["from logits", "stored"])
+def test_products_keep_their_digits_where_the_vector_has_an_offset(product, offset):
+    rng = np.random.default_rng(0)
+    z = (np.geomspace(0.1, 30, 60)[:, None] * rng.normal(size=(60, 100))).astype(np.float32)
+    v = (rng.normal(size=(60, 100)) + offset).astype(np.float32)
+    p = np.exp(z.astype(np.float64) - z.max(-1, keepdims=True).astype(np.float64))
+    p /= p.sum(-1, keepdims=True)
+    differences = v[:, :, None].astype(np.float64) - v[:, None, :]
+    exact, size = (p * np.einsum("ni,nji->nj", p, d) for d in (differences, np.abs(differences)))
+    product_of = jax.jit(lambda z, v: product(jg.softmax_jacobian(z), v))
+    errors = np.abs(np.asarray(product_of(z, v), np.float64) - exact) / np.maximum(size * 2.0**-24, 1e-36)
+    assert errors.max() <= 12  # 6 ULP
+
+
 def test_operator_crosses_jit_and_carries_its_scale(widest_dtype):
     z, y = jnp.asarray([[0.5, -1.0, 2.0]] * 2, widest_dtype), jnp.asarray([[0.6, 1.4, 0.0], [0.0, 0.0, 0.0]], widest_dtype)
     hessian = jax.jit(jg.cross_entropy_hessian)(z, y)
