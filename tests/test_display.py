@@ -28,7 +28,7 @@ def things():
     f = jg.batched_curvature(lambda p, x, w: jg.fisher(lambda p: x @ p, p, weights=w), jnp.ones((4, 3)), INPUTS, batch_size=5)
     chain = jg.chain_hessian(FEATURE_FN, PARAMS, HEAD, INPUTS, IDS)
     j = jg.softmax_jacobian(LOGITS)
-    things = [h, g, f, h - 2 * g, chain, chain.features, chain.head, chain.inputs, chain.ggn, chain.residual, j, j.stored()]
+    things = [h, g, f, h - 2 * g, chain, chain.features, chain.head, chain.head.kronecker(), chain.inputs, chain.ggn, chain.residual, j, j.stored()]
     things += [
         jg.kl_divergence_hessian(LOGITS, LOGITS + 1),
         jg.kl_divergence_hessian(LOGITS, LOGITS + 1).first,

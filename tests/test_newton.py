@@ -169,8 +169,9 @@ def test_a_second_fit_of_the_same_shapes_compiles_nothing():
             params, state, size = step(params, state, inputs, targets)
         return float(size)
 
-    assert fit(X, Y) < 1e-5
-    assert fit(X[::-1] + 1, C - 1 - Y) < 1e-5
+    resolved = float(jnp.finfo(DTYPE).eps) ** 0.5  # a step that gains less than the rounding of the loss is refused
+    assert fit(X, Y) < resolved
+    assert fit(X[::-1] + 1, C - 1 - Y) < resolved
     assert step._cache_size() == 1
 
 
