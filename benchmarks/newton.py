@@ -21,6 +21,8 @@ from benchmarks import _peers
 from benchmarks._harness import Effort, Function, Target, TimingCase, TimingResult
 from jaxgrad.verify import _data
 
+Params = tuple[jax.Array, jax.Array]
+
 MAX_GRADIENT = 1e-6
 NEWTON_CG, LBFGS, CHOLESKY = "scikit-learn newton-cg", "scikit-learn lbfgs", "scikit-learn newton-cholesky"
 
@@ -55,7 +57,10 @@ def _case(name: str, arguments: Callable[[], tuple[jax.Array, jax.Array]], num_c
         benchmark="newton",
         title=f"fit of a softmax regression, {name}, float64",
         arguments=arguments,
-        ours={"jaxgrad": lambda x, y: fit(x, y, num_classes)},
+        ours={
+            "jaxgrad": lambda x, y: fit(x, y, num_classes, jnp.float64),
+            "jaxgrad, curvature in float32": lambda x, y: fit(x, y, num_classes, jnp.float32),
+        },
         peers={solver: _by_sklearn(solver.split()[-1]) for solver in solvers},
         targets=tuple(Target(at_most, solver) for solver in solvers),
         eager_peers=True,
@@ -64,10 +69,19 @@ def _case(name: str, arguments: Callable[[], tuple[jax.Array, jax.Array]], num_c
     return _InFloat64(case)
 
 
-def fit(x: jax.Array, y: jax.Array, num_classes: int) -> jg.HeadVector:
-    """The head (C, d) and bias (C,) of a softmax regression, by Newton's steps from 0."""
+def fit(x: jax.Array, y: jax.Array, num_classes: int, curvature_dtype: Any) -> Params:
+    """The head (C, d) and bias (C,) of a softmax regression by Newton's steps from 0, products with the Hessian in `curvature_dtype`."""
     gradient = jax.grad(lambda params: _objective(params, x, y))
     optimizer = optax.chain(jg.scale_by_curvature(0.0), optax.scale_by_learning_rate(1.0))
+    features = x.astype(curvature_dtype)
+
+    def hessian(params: Params) -> jg.HeadHessian:
+        head, bias = jax.tree.map(lambda leaf: leaf.astype(curvature_dtype), params)
+        return jg.head_hessian(features, head, y, bias=bias).stored()
+
+    start = jnp.zeros((num_classes, x.shape[1]), x.dtype), jnp.zeros(num_classes, x.dtype)
+    at_start = hessian(start).kronecker()
+    penalty = jg.hessian(lambda params: _penalty(params, y), at_start.like)
 
     def unfinished(carry: Any) -> jax.Array:
         _, state, grads = carry
@@ -75,27 +89,25 @@ def fit(x: jax.Array, y: jax.Array, num_classes: int) -> jg.HeadVector:
 
     def step(carry: Any) -> Any:
         params, state, grads = carry
-        operator = jg.ggn(lambda p: _logits(p, x), lambda z: jg.cross_entropy(z, y).mean(), params) + jg.hessian(lambda p: _penalty(p, y), params)
-        diagonal: Any = jg.linear_cross_entropy_ggn_diagonal(x, params.head, y, bias=params.bias)
-        diagonal = dataclasses.replace(diagonal, head=diagonal.head + 1 / len(y))
-        updates, state = optimizer.update(grads, state, operator=operator, diagonal=diagonal)
+        preconditioner = lambda v, damping: at_start.solve(v, damping=damping + 1 / len(y))
+        updates, state = optimizer.update(grads, state, operator=hessian(params) + penalty, preconditioner=preconditioner)
         params = optax.apply_updates(params, updates)
         return params, state, gradient(params)
 
-    start = jg.HeadVector(head=jnp.zeros((num_classes, x.shape[1]), x.dtype), bias=jnp.zeros(num_classes, x.dtype))
     params, _, _ = jax.lax.while_loop(unfinished, step, (start, optimizer.init(start), gradient(start)))
     return params
 
 
-def _logits(params: Any, x: jax.Array) -> jax.Array:
-    return x @ params.head.T + params.bias
+def _logits(params: Params, x: jax.Array) -> jax.Array:
+    head, bias = params
+    return x @ head.T + bias
 
 
-def _penalty(params: Any, y: jax.Array) -> jax.Array:
-    return (params.head**2).sum() / (2 * len(y))
+def _penalty(params: Params, y: jax.Array) -> jax.Array:
+    return (params[0] ** 2).sum() / (2 * len(y))
 
 
-def _objective(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+def _objective(params: Params, x: jax.Array, y: jax.Array) -> jax.Array:
     return jg.cross_entropy(_logits(params, x), y).mean() + _penalty(params, y)
 
 
@@ -111,9 +123,9 @@ def _by_sklearn(solver: str) -> Function:
     linear_model = _peers.load("sklearn.linear_model")
     assert linear_model is not None
 
-    def by_sklearn(x: jax.Array, y: jax.Array) -> jg.HeadVector:
+    def by_sklearn(x: jax.Array, y: jax.Array) -> Params:
         model = linear_model.LogisticRegression(solver=solver, tol=MAX_GRADIENT, max_iter=10_000).fit(np.asarray(x), np.asarray(y))
-        return jg.HeadVector(head=model.coef_, bias=model.intercept_)
+        return model.coef_, model.intercept_
 
     return by_sklearn
 

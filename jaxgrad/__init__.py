@@ -47,11 +47,16 @@ from jaxgrad._gaussian_kl import gaussian_kl as gaussian_kl
 from jaxgrad._gaussian_kl import gaussian_kl_grad as gaussian_kl_grad
 from jaxgrad._gaussian_kl import gaussian_kl_hessian as gaussian_kl_hessian
 from jaxgrad._head import linear_cross_entropy as linear_cross_entropy
+from jaxgrad._head_divergences import linear_kl_divergence as linear_kl_divergence
 from jaxgrad._head_hessian import HeadHessian as HeadHessian
+from jaxgrad._head_hessian import KroneckerHessian as KroneckerHessian
 from jaxgrad._head_hessian import head_hessian as head_hessian
 from jaxgrad._head_products import HeadVector as HeadVector
 from jaxgrad._head_products import linear_cross_entropy_ggn_product as linear_cross_entropy_ggn_product
 from jaxgrad._head_products import linear_cross_entropy_hvp as linear_cross_entropy_hvp
+from jaxgrad._head_sparse import linear_logsumexp as linear_logsumexp
+from jaxgrad._head_sparse import linear_sparse_cross_entropy as linear_sparse_cross_entropy
+from jaxgrad._head_sparse import linear_sparse_forward_kl as linear_sparse_forward_kl
 from jaxgrad._head_statistics import HeadLogProbs as HeadLogProbs
 from jaxgrad._head_statistics import linear_cross_entropy_ggn_diagonal as linear_cross_entropy_ggn_diagonal
 from jaxgrad._head_statistics import linear_cross_entropy_grad_gram as linear_cross_entropy_grad_gram

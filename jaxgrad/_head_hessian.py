@@ -1,6 +1,7 @@
 """The Hessian of a softmax regression in its head: Σ_n w_n Σy_n J_n ⊗ e_n e_nᵀ with J = diag(p) − p pᵀ (hess-3).
 
 Row-major, so that the block of classes i and j is Σ_n w_n Σy_n (J_n)_ij e_n e_nᵀ. A bias is a weight of one more feature, 1.
+Near it, and with an inverse in closed form, is A ⊗ S with A = Σ_n w_n Σy_n J_n and S the mean of e eᵀ with the weights w Σy.
 """
 
 import dataclasses
@@ -13,8 +14,8 @@ from jax.typing import ArrayLike
 
 from jaxgrad._chain import HeadLink, example_weights, head_link, sum_of_outer_products, with_one_for_bias
 from jaxgrad._cross_entropy import cross_entropy_hessian
-from jaxgrad._pytree_operators import PytreeOperator
-from jaxgrad._softmax_jacobian import SoftmaxJacobian
+from jaxgrad._pytree_operators import PytreeOperator, as_vectors
+from jaxgrad._softmax_jacobian import SoftmaxJacobian, StoredSoftmaxJacobian
 
 FEATURES_AT_ONCE = 8  # more would not stay in the cache
 
@@ -39,7 +40,8 @@ def head_hessian(
       where: (...), boolean; an example where it is False does not enter and is not looked at.
 
     Returns:
-      An operator on arrays (C, d), or with a bias on pairs of (C, d) and (C,).
+      An operator on arrays (C, d), or with a bias on pairs of (C, d) and (C,): a `PytreeOperator` with `stored()`, for many
+      products, and `kronecker()`, an approximation that can be solved with.
 
     Raises:
       TypeError, ValueError, IndexError: as `chain_gradients`.
@@ -62,7 +64,7 @@ def weighted_jacobian(link: HeadLink, targets: ArrayLike, weights: jax.Array) ->
 class HeadHessian(PytreeOperator):
     """Σ_n J_n ⊗ e_n e_nᵀ with `jacobian` J, (..., C, C), and `features` e, (..., d), over `parameters`: W, or the pair (W, b)."""
 
-    jacobian: SoftmaxJacobian
+    jacobian: SoftmaxJacobian | StoredSoftmaxJacobian
     features: jax.Array
     parameters: Any
 
@@ -85,6 +87,25 @@ class HeadHessian(PytreeOperator):
         e = with_one_for_bias(self.features, self._has_bias)
         return (self.jacobian.trace() * (e * e).sum(-1)).sum()
 
+    def stored(self) -> "HeadHessian":
+        """The same with p computed once, (..., C) numbers in place of the logits, for many products."""
+        return dataclasses.replace(self, jacobian=self.jacobian.stored())
+
+    def kronecker(self) -> "KroneckerHessian":
+        """A ⊗ S with A = Σ_n ω_n J_n and S = Σ_n ω_n e_n e_nᵀ / Σ_n ω_n over examples (...), ω = w Σy ≥ 0, to precondition with.
+
+        It is this very matrix where all examples have the same probabilities, as with W = 0 and b = 0, and for a single
+        example; where probabilities and features depend on each other it is an approximation (K-FAC).
+
+        Source: Martens and Grosse 2015, arXiv:1503.05671.
+        """
+        stored, e = self.jacobian.stored(), with_one_for_bias(self.features, self._has_bias)
+        p, variances, e, scale = (x.reshape(-1, *x.shape[self.features.ndim - 1 :]) for x in (stored.probs, stored.diagonal(), e, stored.scale))
+        scaled = lambda x: scale[:, None] * x
+        classes = jnp.where(jnp.eye(p.shape[-1], dtype=bool), variances.sum(0), -jnp.matmul(p.T, scaled(p)))
+        features = jnp.matmul(scaled(e).T, e) / jnp.where(scale.sum() == 0, 1, scale.sum())
+        return KroneckerHessian(*jnp.linalg.eigh(classes), *jnp.linalg.eigh(features), self.parameters)
+
     def to_dense(self) -> jax.Array:
         """The matrix (P, P), at least float32, symmetric to the bit: P = C·d, or C·d + C with a bias.
 
@@ -98,16 +119,94 @@ class HeadHessian(PytreeOperator):
         pairs = j[:, first, second].T
         by_feature = jax.lax.map(lambda column: jnp.matmul(pairs * column[None], e), e.T, batch_size=FEATURES_AT_ONCE)  # (d, pairs, d)
         dense = by_feature[:, number].transpose(1, 0, 2, 3).reshape(num_classes * size, num_classes * size)
-        dense = (dense + dense.T) / 2
-        if not self._has_bias:
-            return dense
-        places = np.arange(num_classes * size).reshape(num_classes, size)
-        order = np.concatenate([places[:, :-1].ravel(), places[:, -1]])
-        return dense[order[:, None], order[None]]
+        return _in_order(dense, num_classes, self._has_bias)
 
     @property
     def _has_bias(self) -> bool:
         return isinstance(self.parameters, tuple)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KroneckerHessian(PytreeOperator):
+    """A ⊗ S over `parameters`, W (C, d) or the pair (W, b), for leaves (...): V ↦ A V S, where a bias is one more column of V.
+
+    A = U diag(a) Uᵀ is (C, C) with `class_values` a and `class_vectors` U, S = Q diag(s) Qᵀ is (d, d), or (d + 1, d + 1)
+    with a bias, with `feature_values` s and `feature_vectors` Q; both are positive semi-definite.
+    """
+
+    class_values: jax.Array  # (C,)
+    class_vectors: jax.Array  # (C, C)
+    feature_values: jax.Array  # (d,) or (d + 1,)
+    feature_vectors: jax.Array  # (d, d) or (d + 1, d + 1)
+    parameters: Any
+
+    @property
+    def like(self) -> Any:
+        """W, (C, d), or the pair (W, b)."""
+        return self.parameters
+
+    def matvec(self, tree: Any) -> Any:
+        """A V S."""
+        return self._scaled(tree, self._values)
+
+    def solve(self, tree: Any, *, damping: ArrayLike) -> Any:
+        """(A ⊗ S + λI)⁻¹ V = U ((Uᵀ V Q) / (a sᵀ + λ)) Qᵀ, for a V shaped as the parameters or a block (K, ...) of K.
+
+        Args:
+          tree: V.
+          damping: λ > 0, a scalar, also traced; one that is not positive makes NaN.
+
+        Raises:
+          TypeError, ValueError: as `@`.
+        """
+        tree, is_block = as_vectors("tree", tree, self.like)
+        λ = jnp.asarray(damping).astype(self.class_values.dtype)
+        inverse = 1 / (jnp.maximum(self._values, 0) + jnp.where(λ > 0, λ, jnp.nan))
+        return jax.vmap(lambda v: self._scaled(v, inverse))(tree) if is_block else self._scaled(tree, inverse)
+
+    def diagonal(self) -> Any:
+        """The diagonal of A times that of S, in all pairs."""
+        classes, features = (values @ (vectors**2).T for values, vectors in self._factors)
+        return self._as_parameters(classes[:, None] * features[None])
+
+    def trace(self) -> jax.Array:
+        """tr A tr S, a scalar."""
+        return self.class_values.sum() * self.feature_values.sum()
+
+    def to_dense(self) -> jax.Array:
+        """The matrix (P, P), at least float32, symmetric to the bit."""
+        classes, features = (vectors * values @ vectors.T for values, vectors in self._factors)
+        return _in_order(jnp.kron(classes, features), len(classes), isinstance(self.parameters, tuple))
+
+    @property
+    def _factors(self) -> tuple[tuple[jax.Array, jax.Array], ...]:
+        return (self.class_values, self.class_vectors), (self.feature_values, self.feature_vectors)
+
+    @property
+    def _values(self) -> jax.Array:
+        """The eigenvalues, (C, d) or (C, d + 1)."""
+        return self.class_values[:, None] * self.feature_values[None]
+
+    def _scaled(self, tree: Any, values: jax.Array) -> Any:
+        """V with its components along the eigenvectors multiplied by `values`."""
+        v = jnp.concatenate([x.reshape(len(values), -1).astype(values.dtype) for x in as_tuple(tree)], axis=-1)
+        components = values * (self.class_vectors.T @ v @ self.feature_vectors)
+        return self._as_parameters(self.class_vectors @ components @ self.feature_vectors.T)
+
+    def _as_parameters(self, v: jax.Array) -> Any:
+        width = as_tuple(self.parameters)[0].shape[-1]
+        return in_form_of(self.parameters, v[:, :width], v[:, -1])
+
+
+def _in_order(dense: jax.Array, num_classes: int, has_bias: bool) -> jax.Array:
+    """A matrix over (C, d + 1), made symmetric to the bit, with its rows in the order of (W, b)."""
+    dense = (dense + dense.T) / 2
+    if not has_bias:
+        return dense
+    places = np.arange(len(dense)).reshape(num_classes, -1)
+    order = np.concatenate([places[:, :-1].ravel(), places[:, -1]])
+    return dense[order[:, None], order[None]]
 
 
 def as_tuple(of_head: Any) -> tuple[jax.Array, ...]:

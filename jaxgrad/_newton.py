@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxgrad import _checks
 from jaxgrad._pytree_operators import PytreeOperator, same_structure, wide_dtype
 
 
@@ -24,16 +23,22 @@ def damped_solve(
     *,
     damping: ArrayLike = 0.0,
     diagonal: Any = None,
+    preconditioner: Callable[..., Any] | None = None,
     tolerance: ArrayLike = 1e-5,
     max_products: int | None = None,
 ) -> Any:
     """(A + λI)⁻¹ g for a positive semi-definite A over leaves (...), by preconditioned conjugate gradients.
+
+    Products are made in the dtype of the operator, all else in that of g: with an A in float32 and g in float64 each takes
+    half the time, and the solution has a relative accuracy of about 1e-6, enough for a step of Newton's method.
 
     Args:
       operator: A, such as `ggn`, `fisher`, or `hessian` where the loss is convex.
       tree: g, shaped as the parameters.
       damping: λ ≥ 0, a scalar, also traced; positive unless A is definite.
       diagonal: an approximation of diag(A), ≥ 0, shaped as the parameters: the preconditioner is its inverse, damped.
+      preconditioner: instead of it, a function that maps (v, damping=λ) to an approximation of (A + λI)⁻¹ v, symmetric and
+        positive definite; such as `solve` of the `KroneckerHessian` of a softmax regression, `head_hessian(...).kronecker()`.
       tolerance: stop at ‖g − (A + λI)x‖ ≤ tolerance · ‖g‖.
       max_products: stop after as many products with A; ten times P by default.
 
@@ -42,19 +47,25 @@ def damped_solve(
 
     Raises:
       TypeError, ValueError: a tree is not shaped as the parameters, or not floating.
+      ValueError: there is both a diagonal and a preconditioner.
 
     Source: Hestenes and Stiefel 1952, doi:10.6028/jres.049.044.
     """
     from jax.scipy.sparse.linalg import cg  # here, so that importing the package stays cheap
 
     same_structure("tree", tree, operator.like)
-    shift = lambda product, v: product + jnp.asarray(damping).astype(v.dtype) * v
+    λ = jnp.asarray(damping)
+    damped = lambda product, v: jax.tree.map(lambda a, x: a.astype(x.dtype) + λ.astype(x.dtype) * x, product, v)
     precondition = None
     if diagonal is not None:
+        if preconditioner is not None:
+            raise ValueError("preconditioner: expected none beside diagonal=, got both; leave one of them out")
         same_structure("diagonal", diagonal, operator.like)
-        scale = jax.tree.map(lambda d: d + jnp.asarray(damping).astype(d.dtype), diagonal)
+        scale = damped(diagonal, jax.tree.map(jnp.ones_like, tree))
         precondition = lambda v: jax.tree.map(lambda x, d: jnp.where(d > 0, x / jnp.where(d > 0, d, 1), x), v, scale)
-    solution, _ = cg(lambda v: jax.tree.map(shift, operator @ v, v), tree, tol=tolerance, maxiter=max_products, M=precondition)
+    elif preconditioner is not None:
+        precondition = lambda v: jax.tree.map(lambda x, like: x.astype(like.dtype), preconditioner(v, damping=λ), v)
+    solution, _ = cg(lambda v: damped(operator @ v, v), tree, tol=tolerance, maxiter=max_products, M=precondition)
     return solution
 
 
@@ -79,8 +90,8 @@ def scale_by_curvature(
         optimizer = optax.chain(jg.scale_by_curvature(1e-3), optax.scale_by_learning_rate(1.0))
         updates, state = optimizer.update(grads, state, params, operator=jg.ggn(model_fn, loss_fn, params))
 
-    `update` takes `operator=`, the matrix A at the present parameters, and optionally `diagonal=` as `damped_solve` does, and
-    `value_fn=`, the loss as a function of the parameters. With `value_fn` λ follows Levenberg and Marquardt: it falls
+    `update` takes `operator=`, the matrix A at the present parameters, and optionally `diagonal=` or `preconditioner=` as
+    `damped_solve` does, and `value_fn=`, the loss as a function of the parameters. With `value_fn` λ follows Levenberg and Marquardt: it falls
     by 4 where the step gains more than ¾ of what the model promised, and grows by 4 where it gains less than ¼; a step
     that gains nothing is refused, the update is 0.
 
@@ -112,6 +123,7 @@ def scale_by_curvature(
         *,
         operator: PytreeOperator | None = None,
         diagonal: Any = None,
+        preconditioner: Callable[..., Any] | None = None,
         value_fn: Callable[[Any], jax.Array] | None = None,
         **_: Any,
     ) -> tuple[Any, CurvatureState]:
@@ -119,7 +131,15 @@ def scale_by_curvature(
             raise TypeError("update: expected operator=, the curvature at the present parameters; pass jg.ggn(model_fn, loss_fn, params)")
         size = jnp.sqrt(_dot(grads, grads))
         accuracy = jnp.minimum(0.1, jnp.sqrt(size)) if tolerance is None else tolerance
-        step = damped_solve(operator, grads, damping=state.damping, diagonal=diagonal, tolerance=accuracy, max_products=max_products)
+        step = damped_solve(
+            operator,
+            grads,
+            damping=state.damping,
+            diagonal=diagonal,
+            preconditioner=preconditioner,
+            tolerance=accuracy,
+            max_products=max_products,
+        )
         count = state.count + 1
         if value_fn is None:
             return step, CurvatureState(count, jnp.asarray(schedule(count), state.damping.dtype), state.reduction_ratio)
@@ -137,5 +157,5 @@ def scale_by_curvature(
 
 def _dot(a: Any, b: Any) -> jax.Array:
     """⟨a, b⟩ over all leaves, at least float32."""
-    wide = lambda x: x.astype(_checks.compute_dtype(x)).ravel()
-    return jnp.stack([jnp.vdot(wide(x), wide(y)).astype(wide_dtype(a)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]).sum()
+    wide = lambda x: x.astype(wide_dtype(a)).ravel()
+    return jnp.stack([jnp.vdot(wide(x), wide(y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]).sum()

@@ -285,6 +285,10 @@ class StoredSoftmaxJacobian(SymmetricOperator):
         product = stored_product(self.probs, self.heaviest, self.complement, v.astype(self.probs.dtype))
         return (self.scale[..., None] * product).astype(self.dtype)
 
+    def stored(self) -> "StoredSoftmaxJacobian":
+        """Itself."""
+        return self
+
     def diagonal(self) -> jax.Array:
         """p_i (1 − p_i), (..., C)."""
         complements = jnp.where(is_at(self.heaviest, self.probs), self.complement, 1 - self.probs)

@@ -48,6 +48,8 @@ MAY_IMPORT = {
     "_head_products": GROUND | {"_blocks"},
     "_chain_products": GROUND | {"_head", "_head_products"},
     "_head_statistics": GROUND | {"_blocks", "_head", "_head_products"},
+    "_head_sparse": GROUND | {"_blocks"},
+    "_head_divergences": GROUND | {"_blocks", "_bregman"},
     "_curvature": SOFTMAX | {"_cross_entropy", "_pytree_operators"},
     "_data_sets": {"_checks", "_pytree_operators"},
     "_newton": {"_checks", "_pytree_operators"},
