@@ -20,11 +20,12 @@ from jax.typing import ArrayLike
 
 from jaxgrad import _checks
 from jaxgrad._cross_entropy import cross_entropy, cross_entropy_grad
+from jaxgrad._display import Displayed
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ChainGradients:
+class ChainGradients(Displayed):
     """The losses ℓ_n (...), and the derivatives of L = Σ_n w_n ℓ_n in each quantity of the chain, in its shape and dtype.
 
     A leaf of `inputs` or `params` that is not floating, such as a token id, has no derivative: it is None.

@@ -11,7 +11,7 @@ its two places, is the only second derivative of z = W e in W and e.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._chain import HeadLink, example_weights, head_link, mask_features, sum_of_outer_products
 from jaxgrad._cross_entropy import cross_entropy_grad
+from jaxgrad._display import Displayed
 from jaxgrad._head_hessian import HeadHessian, as_tuple, in_form_of, logits_along, weighted_jacobian
 from jaxgrad._operators import SymmetricOperator
 from jaxgrad._pytree_operators import PytreeOperator
@@ -216,10 +217,13 @@ class InputHessian(PytreeOperator):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class ChainHessian:
+class ChainHessian(Displayed):
     """The second derivatives of L = Σ_n w_n ℓ_n in each quantity of the chain; the weights w, (...), are in all of them."""
 
     chain: Chain
+
+    def _rows(self) -> Iterable[tuple[str, Any]]:
+        return [(name, getattr(self, name)) for name in ("logits", "features", "head", "inputs", "ggn", "residual")]
 
     @property
     def logits(self) -> SoftmaxJacobian:

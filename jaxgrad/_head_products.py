@@ -20,13 +20,14 @@ from jax.typing import ArrayLike
 
 from jaxgrad import _checks
 from jaxgrad._blocks import begins, block_of, block_size_for
+from jaxgrad._display import Displayed
 
 Triple = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class HeadVector:
+class HeadVector(Displayed):
     """A direction in the features (..., d), the head (C, d) and the bias (C,), or a product; None for what is held."""
 
     features: jax.Array | None = None

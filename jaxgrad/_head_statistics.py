@@ -16,13 +16,14 @@ from jax.typing import ArrayLike
 
 from jaxgrad import _checks
 from jaxgrad._blocks import begins, block_of, block_size_for
+from jaxgrad._display import Displayed
 from jaxgrad._head import class_sums
 from jaxgrad._head_products import HeadVector, Rows
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class HeadLogProbs:
+class HeadLogProbs(Displayed):
     """Of each example (...): log Σ e^z, the entropy, the log-probabilities of the ids asked for, and the k largest with their classes."""
 
     logsumexp: jax.Array  # (...)

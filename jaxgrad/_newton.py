@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxgrad import _checks
+from jaxgrad._display import Displayed
 from jaxgrad._pytree_operators import PytreeOperator, same_structure, wide_dtype
 
 
@@ -71,7 +73,7 @@ def damped_solve(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class CurvatureState:
+class CurvatureState(Displayed):
     """State of `scale_by_curvature`: steps taken, λ of the next one, ρ of the last (NaN without value_fn); scalars, (...) under `vmap`."""
 
     count: jax.Array

@@ -5,16 +5,18 @@ An operator is a frozen pytree, batched over leading axes: it stands for matrice
 
 import abc
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
+from jaxgrad._display import Displayed
 
 
-class LinearOperator(abc.ABC):
+class LinearOperator(Displayed, abc.ABC):
     """A batch of square matrices (..., C, C) of which only the structure is stored."""
 
     @property
@@ -47,6 +49,9 @@ class LinearOperator(abc.ABC):
     @abc.abstractmethod
     def T(self) -> "LinearOperator":
         """The transpose."""
+
+    def _rows(self) -> Iterable[tuple[str, Any]]:
+        return [("shape", self.shape), *self._fields()]
 
     def __matmul__(self, other: jax.Array) -> jax.Array:
         """The product with vectors (..., C), or with blocks (..., C, K) of K column vectors each.
@@ -123,7 +128,7 @@ class Diagonal(SymmetricOperator):
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PairHessian:
+class PairHessian(Displayed):
     """The Hessian of a function of two arguments (..., C) each, in blocks (..., C, C): [[first, mixed], [mixedᵀ, second]]."""
 
     first: LinearOperator

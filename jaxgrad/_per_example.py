@@ -19,6 +19,7 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._chain import head_link, sum_of_outer_products, with_one_for_bias
 from jaxgrad._cross_entropy import cross_entropy_grad
+from jaxgrad._display import Displayed
 
 
 def per_example_gradients(
@@ -55,7 +56,7 @@ def per_example_gradients(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class PerExampleGradients:
+class PerExampleGradients(Displayed):
     """Gradients g_n = r_n e_nᵀ as their factors `residuals` (..., C) and `features` (..., d), all at least float32.
 
     A gradient has the form of the head's parameters: an array (C, d), or with a bias the pair of (C, d) and (C,).

@@ -7,7 +7,7 @@ P is how many numbers θ holds, and dense matrices have their rows in the order 
 import abc
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
+from jaxgrad._display import Displayed
 
 COLUMNS_AT_ONCE = 64
 
 
-class PytreeOperator(abc.ABC):
+class PytreeOperator(Displayed, abc.ABC):
     """A symmetric matrix (P, P) over a pytree of P parameters, known by its products with trees of leaves (...).
 
     `operator @ tree` is one product, and `operator @ block` is K of them where each leaf of `block` has an extra leading
@@ -59,6 +60,9 @@ class PytreeOperator(abc.ABC):
     def to_dense(self) -> jax.Array:
         """The matrix (P, P), at least float32, whose row j is the product with the basis vector j."""
         return _by_basis(self, _whole)
+
+    def _rows(self) -> Iterable[tuple[str, Any]]:
+        return [("num_params", self.num_params), ("like", jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), self.like))]
 
     def __matmul__(self, other: Any) -> Any:
         """The product with one tree shaped as the parameters, or with a block (K, ...) of K trees.
@@ -107,6 +111,9 @@ class Sum(PytreeOperator):
     first: PytreeOperator
     second: PytreeOperator
 
+    def _rows(self) -> Iterable[tuple[str, Any]]:
+        return self._fields()
+
     @property
     def like(self) -> Any:
         """A pytree whose leaves have the shapes and dtypes of the parameters."""
@@ -136,6 +143,9 @@ class Multiple(PytreeOperator):
 
     factor: jax.Array  # ()
     operator: PytreeOperator
+
+    def _rows(self) -> Iterable[tuple[str, Any]]:
+        return self._fields()
 
     @property
     def like(self) -> Any:

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgrad._curvature import GaussNewton, hessian
+from jaxgrad._display import Displayed
 from jaxgrad._operators import SymmetricOperator
 from jaxgrad._pytree_operators import PytreeOperator, ravel, unravel, wide_dtype
 
@@ -24,7 +25,7 @@ Operator = PytreeOperator | SymmetricOperator
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class Estimate(Displayed):
     """A mean over random vectors with its standard error, each of any shape (...) or a pytree."""
 
     value: Any
@@ -33,7 +34,7 @@ class Estimate:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Eigenpairs:
+class Eigenpairs(Displayed):
     """K eigenvalues (K,), the largest first, with unit vectors and ‖A v − λ v‖ for each, (K,).
 
     A leaf (...) of the parameters is (K, ...) in the vectors. A symmetric matrix has an eigenvalue within the residual norm of each λ.
@@ -46,7 +47,7 @@ class Eigenpairs:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SpectralDensity:
+class SpectralDensity(Displayed):
     """Nodes t and weights w, (S, M) each: for each of S random vectors a measure of total weight 1 on the spectrum.
 
     Shapes are those of arrays (...): a function of the eigenvalues is summed over all `num_params` of them by `trace_of`.

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxgrad._curvature import as_parameters, scalar
+from jaxgrad._display import Displayed
 from jaxgrad._pytree_operators import as_vectors
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class TaylorExpansion:
+class TaylorExpansion(Displayed):
     """The terms of L(u + δ) about u, scalars of shape (); with `jax.vmap` over steps they are (...)."""
 
     value: jax.Array  # L(u)

@@ -13,7 +13,7 @@ import jaxgrad
 PACKAGE = Path(jaxgrad.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"_checks", "_exponentials", "_linear", "_operators"}
+GROUND = {"_checks", "_display", "_exponentials", "_linear", "_operators"}
 SOFTMAX = GROUND | {"_softmax", "_softmax_jacobian"}
 COMPARED = SOFTMAX | {"_bregman", "_comparison", "_centred_diagonal"}
 LOSSES = COMPARED | {"_cross_entropy", "_binary_cross_entropy", "_divergences", "_probability_divergences", "_model_divergences", "_gaussian_kl"}
@@ -22,10 +22,11 @@ EVERYTHING = None
 # What a module may import of the package; "" is the face.
 MAY_IMPORT = {
     "_checks": set(),
+    "_display": set(),
     "_exponentials": set(),
     "_linear": {"_checks"},
-    "_operators": {"_checks"},
-    "_pytree_operators": {"_checks"},
+    "_operators": {"_checks", "_display"},
+    "_pytree_operators": {"_checks", "_display"},
     "_softmax": GROUND,
     "_secular": set(),
     "_jacobian_products": GROUND | {"_softmax"},
@@ -52,8 +53,8 @@ MAY_IMPORT = {
     "_head_divergences": GROUND | {"_blocks", "_bregman"},
     "_curvature": SOFTMAX | {"_cross_entropy", "_pytree_operators"},
     "_data_sets": {"_checks", "_pytree_operators"},
-    "_newton": {"_checks", "_pytree_operators"},
-    "_taylor": {"_curvature", "_pytree_operators"},
+    "_newton": {"_checks", "_display", "_pytree_operators"},
+    "_taylor": {"_curvature", "_display", "_pytree_operators"},
     "_spectrum": GROUND | {"_curvature", "_pytree_operators"},
     "__init__": EVERYTHING,
     "__main__": EVERYTHING,

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jaxgrad._display import Displayed
 from jaxgrad.verify._ulp import ulp_errors
 
 Function = Callable[..., Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class ClaimReport:
+class ClaimReport(Displayed):
     """The worst array of a claim over all routes and samples, and its worst entry."""
 
     quantity: str  # what was claimed, "gradient"
@@ -46,6 +47,16 @@ class ClaimReport:
         """Whether every entry is as close as allowed."""
         return self.worst_ulp <= self.max_ulp
 
+    def _rows(self) -> Iterable[tuple[str, Any]]:
+        values = {name: f"{getattr(self, name):.{self._digits}g}" for name in ("worst_claimed", "worst_autodiff")}
+        rows = {"passed": self.passed, **dict(self._fields()), **values}
+        return [(name, value) for name, value in rows.items() if value != ""]
+
+    @property
+    def _digits(self) -> int:
+        """As many as a number of the dtype has, and one to tell two of them apart."""
+        return 17 if self.dtype.itemsize > 4 else 9
+
     def __str__(self) -> str:
         """The verdict in one line."""
         verdict = f"{self.quantity}{self.leaf} {'agrees' if self.passed else 'disagrees'} with {self.route}"
@@ -63,7 +74,7 @@ class VerificationError(AssertionError):
 
     def __str__(self) -> str:
         """The verdict, then the worst entry, then what is likely wrong."""
-        r, digits = self.report, 17 if self.report.dtype.itemsize > 4 else 9
+        r, digits = self.report, self.report._digits
         worst = f"at {list(r.worst_index)}: {r.worst_claimed:.{digits}g} claimed, {r.worst_autodiff:.{digits}g} by {r.route}"
         return "\n  ".join([str(r), worst, *filter(None, [r.hint])])
 
