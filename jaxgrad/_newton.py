@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jaxgrad import _checks
 from jaxgrad._display import Displayed
 from jaxgrad._pytree_operators import PytreeOperator, same_structure, wide_dtype
 
