@@ -27,7 +27,7 @@ def cases(quick: bool) -> Sequence[TimingCase]:
 
 def _cases(num_rows: int, width: int, num_classes: int) -> Sequence[TimingCase]:
     def arguments() -> tuple[jax.Array, ...]:
-        """Features, head, class ids, and a direction in features and head."""
+        """Features, head, class ids, and a direction in features and head, or another model."""
         keys = jax.random.split(jax.random.key(0), 5)
         normal = lambda key, size: jax.random.normal(key, (size, width), DTYPE)
         ids = jax.random.randint(keys[2], (num_rows,), 0, num_classes)
@@ -76,6 +76,9 @@ def _cases(num_rows: int, width: int, num_classes: int) -> Sequence[TimingCase]:
             {"jvp, Hessian of the logits, vjp": _dense_ggn},
         ),
     ]
+    distillation = lambda kl: lambda e, w, _, of_teacher, teacher: jax.value_and_grad(lambda e, w: kl(of_teacher, teacher, e, w).mean(), (0, 1))(e, w)
+    title = "KL of a student from a teacher, value and gradient"
+    found.append(case(title, each(distillation, {"jaxgrad": jg.linear_kl_divergence}), each(distillation, {"optax on logits": _dense_kl})))
     torch = _peers.load("torch")
     if torch:
         step = jax.jit(_value_and_gradient(jg.linear_cross_entropy))
@@ -89,6 +92,11 @@ def _cases(num_rows: int, width: int, num_classes: int) -> Sequence[TimingCase]:
 def _dense(e: jax.Array, w: jax.Array, y: jax.Array) -> jax.Array:
     """The loss from dense logits, (N,)."""
     return optax.softmax_cross_entropy_with_integer_labels(e @ w.T, y)
+
+
+def _dense_kl(e_p: jax.Array, w_p: jax.Array, e_q: jax.Array, w_q: jax.Array) -> jax.Array:
+    """KL between dense logits, (N,)."""
+    return optax.losses.kl_divergence_with_log_targets(jax.nn.log_softmax(e_q @ w_q.T), jax.nn.log_softmax(e_p @ w_p.T))
 
 
 def _mean(loss: Function) -> Function:

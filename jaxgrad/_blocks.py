@@ -38,10 +38,6 @@ class Block(NamedTuple):
         """The numbers of these classes, (N, B), of all in x, (N, C)."""
         return lax.dynamic_slice_in_dim(x, self.start, self.logits.shape[-1], axis=-1)
 
-    def exps_beside(self, classes: jax.Array, top: jax.Array) -> jax.Array:
-        """e^{z − top} where a class counts that is not the one of the example, and 0 elsewhere, (N, B)."""
-        return jnp.exp(jnp.where(self.beside(classes), self.logits - finite(top)[:, None], -jnp.inf))
-
     def _ids(self) -> jax.Array:
         return self.start + jnp.arange(self.logits.shape[-1], dtype=self.start.dtype)
 
@@ -57,11 +53,6 @@ def block_of(features: jax.Array, head: jax.Array, bias: jax.Array | None, begin
     return Block(z, start, (start + jnp.arange(size, dtype=start.dtype) >= begin)[None] if ragged else None)
 
 
-def finite(top: jax.Array) -> jax.Array:
-    """What to subtract from logits of which `top` is the largest: 0 if all are −inf."""
-    return jnp.where(top == -jnp.inf, 0, top)
-
-
 def begins(num_classes: int, size: int) -> jax.Array:
     """The first class that each block counts."""
     return jnp.arange(0, num_classes, size, dtype=jnp.int32)
@@ -72,24 +63,6 @@ def block_sums(f: Callable[..., Any], num_classes: int, size: int, zeros: Any, *
     again = jax.checkpoint(f, prevent_cse=False)
     add = lambda total, begin: (jax.tree.map(jnp.add, total, again(*arrays, begin)), None)
     return lax.scan(add, zeros, begins(num_classes, size))[0]
-
-
-class Moving(NamedTuple):
-    """Which of the arrays of a rule with `symbolic_zeros=True` have tangents that are not known to be 0, and these."""
-
-    places: list[int]
-    tangents: list[jax.Array]
-
-    @classmethod
-    def of(cls, tangents: Sequence[Any]) -> "Moving":
-        """From the tangents of the arrays, some of which may be None."""
-        places = [i for i, tangent in enumerate(tangents) if tangent is not None and not isinstance(tangent, SymbolicZero)]
-        return cls(places, [tangents[i] for i in places])
-
-    def jvp(self, f: Callable[..., Any], arrays: Sequence[Any], tangents: Sequence[jax.Array]) -> tuple[Any, Any, Any]:
-        """f(*arrays) = (value, more): value, its derivative along the tangents, and more."""
-        held = lambda *moved: f(*(moved[self.places.index(i)] if i in self.places else x for i, x in enumerate(arrays)))
-        return jax.jvp(held, [arrays[i] for i in self.places], tangents, has_aux=True)
 
 
 def block_size_for(num_rows: int, num_classes: int, block_size: int | None) -> int:
@@ -108,3 +81,31 @@ def varying_alike(arrays: Any) -> Any:
     axes = frozenset().union(*map(varies, jax.tree.leaves(arrays)))
     missing = lambda x: tuple(axes - varies(x))
     return jax.tree.map(lambda x: lax.pcast(x, missing(x), to="varying") if missing(x) else x, arrays)
+
+
+def finite(top: jax.Array) -> jax.Array:
+    """What to subtract from logits of which `top` is the largest: 0 if all are −inf."""
+    return jnp.where(top == -jnp.inf, 0, top)
+
+
+def exps_beside(block: Block, classes: jax.Array, top: jax.Array) -> jax.Array:
+    """e^{z − top} where a class of the block counts that is not the one of the example, and 0 elsewhere, (N, B)."""
+    return jnp.exp(jnp.where(block.beside(classes), block.logits - finite(top)[:, None], -jnp.inf))
+
+
+class Moving(NamedTuple):
+    """Which of the arrays of a rule with `symbolic_zeros=True` have tangents that are not known to be 0, and these."""
+
+    places: list[int]
+    tangents: list[jax.Array]
+
+    @classmethod
+    def of(cls, tangents: Sequence[Any]) -> "Moving":
+        """From the tangents of the arrays, some of which may be None."""
+        places = [i for i, tangent in enumerate(tangents) if tangent is not None and not isinstance(tangent, SymbolicZero)]
+        return cls(places, [tangents[i] for i in places])
+
+    def jvp(self, f: Callable[..., Any], arrays: Sequence[Any], tangents: Sequence[jax.Array]) -> tuple[Any, Any, Any]:
+        """f(*arrays) = (value, more): value, its derivative along the tangents, and more."""
+        held = lambda *moved: f(*(moved[self.places.index(i)] if i in self.places else x for i, x in enumerate(arrays)))
+        return jax.jvp(held, [arrays[i] for i in self.places], tangents, has_aux=True)

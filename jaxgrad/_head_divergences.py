@@ -24,7 +24,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, finite
+from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite
 from jaxgrad._bregman import NEAR, expm1_and_remainder
 
 Arrays = tuple[Any, ...]
@@ -138,9 +138,9 @@ class _Running(NamedTuple):
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, inline=True, static_argnums=0)
 def _sums(size: int, arrays: Arrays) -> _Sums:
     """The sums for arrays e_p (N, d), W_p (C, d), b_p (C,) or None, and those of q, in one pass over both heads."""
-
     e_p, w_p, b_p, e_q, w_q, b_q = arrays
 
     def add(seen: _Running, begin: jax.Array) -> tuple[_Running, None]:
@@ -228,7 +228,7 @@ def _derivative(block: Block, b: jax.Array, da: jax.Array | None, db: jax.Array 
     """What a block adds to the derivatives of the sums, along that of its logits a and b, (N, B), or None for 0."""
     a, column = block.logits, lambda x: x[:, None]
     at_k = block.at(sums.k)
-    of_p, of_q = block.exps_beside(sums.k, sums.p_others), block._replace(logits=b).exps_beside(sums.k, sums.q_others)  # of the others of k
+    of_p, of_q = exps_beside(block, sums.k, sums.p_others), exps_beside(block._replace(logits=b), sums.k, sums.q_others)  # of the others of k
     p_odds, q_odds = sums.p_others - sums.p_logit, sums.q_others - sums.q_logit
     probs = lambda odds, of_others: jnp.where(at_k, column(jax.nn.sigmoid(-odds)), column(jax.nn.sigmoid(odds)) * of_others)
     p, q = probs(p_odds, of_p), probs(q_odds, of_q)
@@ -236,7 +236,7 @@ def _derivative(block: Block, b: jax.Array, da: jax.Array | None, db: jax.Array 
     gap = jax.nn.sigmoid(p_odds) * (sums.mean - d_k)  # E_p[D] − D_k
     x = jnp.where(at_k, 0, d - column(d_k)) - column(gap)
     t = x + column(sums.kl)
-    near = jnp.abs(t) < 1
+    near = (jnp.abs(t) < 1) & (a > -jnp.inf)
     q_less_p = jnp.where(near, p * jnp.expm1(-jnp.where(near, t, 0)), q - p)
     none = jnp.zeros_like(sums.kl)
     by_p = by_q = (none,) * 6

@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, finite
+from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite
 
 Arrays = tuple[Any, ...]
 
@@ -173,24 +173,23 @@ def _loss(size: int, arrays: Arrays, ids: jax.Array, y: jax.Array, *, less_entro
     k = jnp.take_along_axis(ids, heaviest, axis=-1)
     log_others, z = _sums(size, arrays, k[:, 0], ids)
     z_k = jnp.take_along_axis(z, heaviest, axis=-1)[:, 0]
-    inert = (z == -jnp.inf) & (y == 0)  # 0 · log 0 = 0, and no derivative in y
-    others = jnp.where((ids == k) | inert, 0, y)
-    beside = (others * (jnp.logaddexp(log_others, z_k)[:, None] - jnp.where(inert, 0, z))).sum(-1)
+    left_out = (ids == k) | ((z == -jnp.inf) & (y == 0))  # 0 · log 0 = 0, and no derivative in y
+    beside = (jnp.where(left_out, 0, y) * (jnp.logaddexp(log_others, z_k)[:, None] - jnp.where(left_out, 0, z))).sum(-1)
     loss = jnp.where(ids == k, y, 0).sum(-1) * jax.nn.softplus(log_others - z_k) + beside
     return loss + (y * jnp.log(jnp.where(of_class == 0, 1, of_class))).sum(-1) if less_entropy else loss
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
+@partial(jax.jit, inline=True, static_argnums=0)
 def _sums(size: int, arrays: Arrays, k: jax.Array, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log Σ_{j≠k} e^{z_j}, (N,), and z of the ids, (N, K), for arrays e (N, d), W (C, d), b (C,) or None, in one pass over the head."""
-
     e, w, b = arrays
 
     def add(carry: Arrays, begin: jax.Array) -> tuple[Arrays, None]:
         top, total, of_ids = carry
         block = block_of(e, w, b, begin, size)
         new_top = jnp.maximum(top, jnp.where(block.beside(k), block.logits, -jnp.inf).max(-1))
-        total = total * jnp.exp(top - finite(new_top)) + block.exps_beside(k, new_top).sum(-1)
+        total = total * jnp.exp(top - finite(new_top)) + exps_beside(block, k, new_top).sum(-1)
         return (new_top, total, of_ids + _of_ids(block, ids, begin)), None
 
     zero = jnp.zeros_like(k, dtype=e.dtype)
@@ -206,7 +205,7 @@ def _(size: int, primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
     def derivative(arrays: Arrays, along: list[jax.Array], log_others: jax.Array, begin: jax.Array) -> Arrays:
         def of_block(e: jax.Array, w: jax.Array, b: jax.Array | None) -> Arrays:
             block = block_of(e, w, b, begin, size)
-            return (block.exps_beside(k, log_others).sum(-1), _of_ids(block, ids, begin)), None
+            return (exps_beside(block, k, log_others).sum(-1), _of_ids(block, ids, begin)), None
 
         return moving.jvp(of_block, arrays, along)[1]
 
