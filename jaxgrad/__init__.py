@@ -101,3 +101,5 @@ from jaxgrad._spectrum import spectral_density as spectral_density
 from jaxgrad._spectrum import trace_estimate as trace_estimate
 from jaxgrad._taylor import TaylorExpansion as TaylorExpansion
 from jaxgrad._taylor import taylor_expansion as taylor_expansion
+
+__all__ = [name for name in dir() if not name.startswith("_")]

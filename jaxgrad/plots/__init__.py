@@ -30,3 +30,5 @@ from jaxgrad.plots._matrices import softmax_jacobian as softmax_jacobian
 from jaxgrad.plots._spectra import spectral_density as spectral_density
 from jaxgrad.plots._training import convergence as convergence
 from jaxgrad.plots._training import top_eigenvalues as top_eigenvalues
+
+__all__ = [name for name in dir() if not name.startswith("_")]

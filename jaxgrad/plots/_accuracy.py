@@ -32,10 +32,12 @@ def ulp_errors(confidence: ArrayLike, errors: Mapping[str, ArrayLike], *, bound:
     for number, (name, error) in enumerate(found.items()):
         style, finite = {**point_style(number), "markersize": 4, "alpha": 0.7}, np.isfinite(error)
         ax.plot(x[finite], error[finite], label=name, **style)
-        ax.plot(x[~finite], np.ones((~finite).sum()), transform=ax.get_xaxis_transform(), clip_on=False, markerfacecolor="none", **style)
+        if not finite.all():
+            ax.plot(x[~finite], np.ones((~finite).sum()), transform=ax.get_xaxis_transform(), clip_on=False, markerfacecolor="none", **style)
     if bound is not None:
         ax.axhline(bound, label=f"bound: {bound:g} ULP", **neutral())
-    ax.set(xlabel="confidence (nats)", ylabel="error (ULP)", ylim=(0, None))
+    largest = max([1.0, bound or 0.0, *(error.max(where=np.isfinite(error), initial=0) for error in found.values())])
+    ax.set(xlabel="confidence (nats)", ylabel="error (ULP)", ylim=(0, 10 * largest))
     ax.set_yscale("symlog", linthresh=1)
     legend(ax, "center right")
     return ax

@@ -90,11 +90,8 @@ def _draw(ax: Axes, x: Array, found: Mapping[str, Array], of_classes: bool) -> N
         else:
             left = x
             ax.plot(x, np.where(finite, values, np.nan), label=name, markevery=max(len(x) // 12, 1), **style)
-        ax.plot(
-            left[~finite],
-            np.full((~finite).sum(), 0.95),
-            transform=ax.get_xaxis_transform(),
-            **{**style, "marker": r"$\infty$", "markersize": 12, "linestyle": "none"},
-        )
+        if not finite.all():
+            sign = {**style, "marker": r"$\infty$", "markersize": 12, "linestyle": "none"}
+            ax.plot(left[~finite], np.full((~finite).sum(), 0.95), transform=ax.get_xaxis_transform(), **sign)
     if of_classes:
         whole_ticks(ax.xaxis)

@@ -21,3 +21,5 @@ from jaxgrad.verify._claims import check_jvp as check_jvp
 from jaxgrad.verify._claims import check_vjp as check_vjp
 from jaxgrad.verify._data import digits as digits
 from jaxgrad.verify._ulp import ulp_errors as ulp_errors
+
+__all__ = [name for name in dir() if not name.startswith("_")]
