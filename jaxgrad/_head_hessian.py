@@ -99,12 +99,16 @@ class HeadHessian(PytreeOperator):
 
         Source: Martens and Grosse 2015, arXiv:1503.05671.
         """
-        stored, e = self.jacobian.stored(), with_one_for_bias(self.features, self._has_bias)
-        p, variances, e, scale = (x.reshape(-1, *x.shape[self.features.ndim - 1 :]) for x in (stored.probs, stored.diagonal(), e, stored.scale))
-        scaled = lambda x: scale[:, None] * x
-        classes = jnp.where(jnp.eye(p.shape[-1], dtype=bool), variances.sum(0), -jnp.matmul(p.T, scaled(p)))
-        features = jnp.matmul(scaled(e).T, e) / jnp.where(scale.sum() == 0, 1, scale.sum())
-        return KroneckerHessian(*jnp.linalg.eigh(classes), *jnp.linalg.eigh(features), self.parameters)
+        stored, rows = self.jacobian.stored(), lambda x: x.reshape(-1, x.shape[-1])
+        p, e, scale = rows(stored.probs), rows(self.features), stored.scale.ravel()
+        classes = jnp.where(jnp.eye(p.shape[-1], dtype=bool), rows(stored.diagonal()).sum(0)[None], -jnp.matmul(p.T, scale[:, None] * p))
+        features = jnp.matmul(e.T, scale[:, None] * e)
+        if self._has_bias:
+            sums = jnp.append(jnp.matmul(scale, e), scale.sum())
+            features = jnp.concatenate([jnp.concatenate([features, sums[None, :-1]]), sums[:, None]], axis=-1)
+        features = features / jnp.where(scale.sum() == 0, 1, scale.sum())
+        (a, u), (s, q) = jnp.linalg.eigh(classes), jnp.linalg.eigh(features)
+        return KroneckerHessian(a, u, s, q, self.parameters)
 
     def to_dense(self) -> jax.Array:
         """The matrix (P, P), at least float32, symmetric to the bit: P = C·d, or C·d + C with a bias.
@@ -119,7 +123,7 @@ class HeadHessian(PytreeOperator):
         pairs = j[:, first, second].T
         by_feature = jax.lax.map(lambda column: jnp.matmul(pairs * column[None], e), e.T, batch_size=FEATURES_AT_ONCE)  # (d, pairs, d)
         dense = by_feature[:, number].transpose(1, 0, 2, 3).reshape(num_classes * size, num_classes * size)
-        return _in_order(dense, num_classes, self._has_bias)
+        return _in_order((dense + dense.T) / 2, num_classes, self._has_bias)
 
     @property
     def _has_bias(self) -> bool:
@@ -176,8 +180,8 @@ class KroneckerHessian(PytreeOperator):
 
     def to_dense(self) -> jax.Array:
         """The matrix (P, P), at least float32, symmetric to the bit."""
-        classes, features = (vectors * values @ vectors.T for values, vectors in self._factors)
-        return _in_order(jnp.kron(classes, features), len(classes), isinstance(self.parameters, tuple))
+        classes, features = ((vectors * values[None]) @ vectors.T for values, vectors in self._factors)
+        return _in_order(jnp.kron((classes + classes.T) / 2, (features + features.T) / 2), len(classes), isinstance(self.parameters, tuple))
 
     @property
     def _factors(self) -> tuple[tuple[jax.Array, jax.Array], ...]:
@@ -200,8 +204,7 @@ class KroneckerHessian(PytreeOperator):
 
 
 def _in_order(dense: jax.Array, num_classes: int, has_bias: bool) -> jax.Array:
-    """A matrix over (C, d + 1), made symmetric to the bit, with its rows in the order of (W, b)."""
-    dense = (dense + dense.T) / 2
+    """A matrix over (C, d + 1), or (C, d) without a bias, with its rows in the order of (W, b)."""
     if not has_bias:
         return dense
     places = np.arange(len(dense)).reshape(num_classes, -1)

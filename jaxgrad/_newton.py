@@ -37,11 +37,12 @@ def damped_solve(
       operator: A, such as `ggn`, `fisher`, or `hessian` where the loss is convex.
       tree: g, shaped as the parameters.
       damping: λ ≥ 0, a scalar, also traced; positive unless A is definite.
-      diagonal: an approximation of diag(A), ≥ 0, shaped as the parameters: the preconditioner is its inverse, damped.
+      diagonal: an approximation of diag(A), ≥ 0, shaped as the parameters: the preconditioner is its inverse, damped. With
+        a preconditioner M the iteration starts from M g.
       preconditioner: instead of it, a function that maps (v, damping=λ) to an approximation of (A + λI)⁻¹ v, symmetric and
         positive definite; such as `solve` of the `KroneckerHessian` of a softmax regression, `head_hessian(...).kronecker()`.
       tolerance: stop at ‖g − (A + λI)x‖ ≤ tolerance · ‖g‖.
-      max_products: stop after as many products with A; ten times P by default.
+      max_products: stop after as many products with A beside one at the start; ten times P by default.
 
     Returns:
       A tree shaped as the parameters. Where the products run out it is the best so far: look at the residual.
@@ -66,7 +67,9 @@ def damped_solve(
         precondition = lambda v: jax.tree.map(lambda x, d: jnp.where(d > 0, x / jnp.where(d > 0, d, 1), x), v, scale)
     elif preconditioner is not None:
         precondition = lambda v: jax.tree.map(lambda x, like: x.astype(like.dtype), preconditioner(v, damping=λ), v)
-    solution, _ = cg(lambda v: damped(operator @ v, v), tree, tol=tolerance, maxiter=max_products, M=precondition)
+    # Not from zeros, where a product is wasted: XLA on a CPU leaves parts of one with a constant 0 unwritten (jax 0.10 and 0.12).
+    start = jax.tree.map(lambda x: 0 * x, tree) if precondition is None else precondition(tree)
+    solution, _ = cg(lambda v: damped(operator @ v, v), tree, x0=start, tol=tolerance, maxiter=max_products, M=precondition)
     return solution
 
 

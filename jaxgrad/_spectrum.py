@@ -211,6 +211,16 @@ def sharpness(loss_fn: Callable[[Any], jax.Array], params: Any, key: jax.Array, 
 
     Call it along the training, under `jit`, and compare with 2/η: full-batch training ends up there.
 
+        optimizer = optax.sgd(learning_rate)
+
+        @jax.jit
+        def step(params, state):
+            updates, state = optimizer.update(jax.grad(loss_fn)(params), state)
+            return optax.apply_updates(params, updates), state, jg.sharpness(loss_fn, params, key)
+
+        for _ in range(100):
+            params, state, largest = step(params, state)    # stable while largest < 2 / learning_rate
+
     Args:
       loss_fn: maps the parameters to a scalar.
       params: θ, a pytree of floating arrays.
