@@ -10,6 +10,8 @@ Array = np.ndarray
 def digits() -> tuple[Array, Array]:
     """The embedded handwritten digits: pixels (1797, 64) from 0 to 1 in float32, labels (1797,) from 0 to 9.
 
+    NumPy arrays: make JAX arrays of them before a function under `jit` and `vmap` closes over them.
+
     Source: Alpaydin and Kaynak 1998, UCI Machine Learning Repository, doi:10.24432/C50P49, CC BY 4.0.
     """
     with resources.files("jaxgrad.verify").joinpath("data/digits.npz").open("rb") as file:
