@@ -9,7 +9,7 @@ The kept results, all at once or a part at a time, and what is written from them
     python -m benchmarks --json benchmarks/results.json --only newton head
     python -m benchmarks --readme
 
-The kept report of accuracy, with every peer installed (torch is in no extra: `pip install torch`):
+The kept report of accuracy, with every peer installed (`pip install '.[peers]'`):
 
     python -m benchmarks --only accuracy accuracy_divergences --markdown benchmarks/accuracy.md
 """

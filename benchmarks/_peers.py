@@ -74,6 +74,18 @@ def kl_divergences() -> dict[str, Loss]:
     return losses
 
 
+def linear_cross_entropies() -> dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]]:
+    """Mean losses of features (N, d), a head (C, d) and class ids (N,), of those that are installed."""
+    losses: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {}
+    tokamax, jax_cce = load("tokamax"), load("jax_cce")
+    if tokamax:
+        of_head = functools.partial(tokamax.linear_softmax_cross_entropy_loss, reduction="mean", implementation="xla")
+        losses["tokamax, xla"] = lambda e, w, y: of_head(e, y, w.T)
+    if jax_cce:
+        losses["jax-cce"] = jax_cce.linear_cross_entropy
+    return losses
+
+
 def _log_softmax_kl(a: jax.Array, b: jax.Array) -> jax.Array:
     """Σ p (log p − log q), (...), from `jax.nn.log_softmax`."""
     log_p, log_q = jax.nn.log_softmax(a), jax.nn.log_softmax(b)

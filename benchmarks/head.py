@@ -5,6 +5,7 @@ Limits: the matrix products that a gradient cannot do without. torch is compared
 first order, to which its fused losses are limited.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ def _cases(num_rows: int, width: int, num_classes: int) -> Sequence[TimingCase]:
         case(
             "value and gradient",
             each(_value_and_gradient, ours),
-            each(_value_and_gradient, dense),
+            each(_value_and_gradient, {**dense, **_peers.linear_cross_entropies()}),
             Target(1.0, "optax on logits"),
             Target(1.15, "three products"),
             limit={"three products": lambda e, w, *_: ((z := e @ w.T) @ w, (e.T @ z).T)},
@@ -83,8 +84,8 @@ def _cases(num_rows: int, width: int, num_classes: int) -> Sequence[TimingCase]:
     if torch:
         step = jax.jit(_value_and_gradient(jg.linear_cross_entropy))
         with_tensors = lambda: (given := arguments()[:3], tuple(torch.from_dlpack(x).clone() for x in given))
-        our_step, torch_step = lambda given, _: step(*given), lambda _, tensors: _torch_value_and_gradient(*tensors)
-        names = {"jaxgrad": our_step}, {"torch F.cross_entropy(F.linear)": torch_step}
+        eagerly = lambda loss: lambda _, tensors: _torch_value_and_gradient(loss, *tensors)
+        names = {"jaxgrad": lambda given, _: step(*given)}, each(eagerly, _torch_losses(torch))
         found.append(case("value and gradient, eager peers", *names, arguments=with_tensors, compiled=False))
     return found
 
@@ -118,10 +119,17 @@ def _dense_ggn(e: jax.Array, w: jax.Array, y: jax.Array, de: jax.Array, dw: jax.
     return pull_back(p * (u - (p * u).sum(-1, keepdims=True)) / len(y))
 
 
-def _torch_value_and_gradient(e: Any, w: Any, y: Any) -> Any:
-    torch = _peers.load("torch")
-    assert torch is not None
+def _torch_losses(torch: Any) -> dict[str, Function]:
+    """The mean loss by torch, from the logits, and, where it has that, from some of the examples at a time."""
+    functional = torch.nn.functional
+    losses: dict[str, Function] = {"torch F.cross_entropy(F.linear)": lambda e, w, y: functional.cross_entropy(functional.linear(e, w), y)}
+    if hasattr(torch.nn, "LinearCrossEntropyOptions"):
+        losses["torch F.linear_cross_entropy"] = functools.partial(functional.linear_cross_entropy, options=torch.nn.LinearCrossEntropyOptions())
+    return losses
+
+
+def _torch_value_and_gradient(loss: Function, e: Any, w: Any, y: Any) -> Any:
     e, w = e.detach().requires_grad_(), w.detach().requires_grad_()
-    loss = torch.nn.functional.cross_entropy(torch.nn.functional.linear(e, w), y.long())
-    by_e, by_w = torch.autograd.grad(loss, (e, w))
-    return jnp.asarray(loss.item()), (by_e.numpy(), by_w.numpy())
+    value = loss(e, w, y.long())
+    value.backward()  # F.linear_cross_entropy does not work under torch.func
+    return jnp.asarray(value.item()), (e.grad.numpy(), w.grad.numpy())

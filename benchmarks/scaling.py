@@ -7,7 +7,7 @@ machine with as many cores as devices the exponent would be −1, and beyond tha
 Theory has every time here proportional to C, N and the parameters. It starts near 0 instead, as a call costs most of a
 small problem, and jumps where XLA hands the work to another thread. Past the caches it exceeds 1: fresh pages come from
 the kernel with each call, see `limits` at 1 MiB and at 128 MiB. A Gauss–Newton product over few examples costs the
-reading of the weights, whatever their number. Temporary memory of the large head stops growing at a block of about 2²⁰
+reading of the weights, whatever their number. Temporary memory of the large head stops growing at a block of about 2¹⁹
 logits; that of what keeps exponentials is proportional to N C.
 """
 

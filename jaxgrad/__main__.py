@@ -112,7 +112,7 @@ def _verify(options: argparse.Namespace) -> int:
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxgrad.verify import _files, _identities, _report, _run, _suites
+    from jaxgrad.verify import _files, _identities, _report, _run, _suites, _vocabulary
 
     start, dtype, rng = time.perf_counter(), jnp.dtype(options.dtype), np.random.default_rng(options.seed)
     table = _identities.identities()
@@ -135,16 +135,24 @@ def _verify(options: argparse.Namespace) -> int:
         reasons = [(identity, _run.reason_to_skip(identity, examples)) for identity in table]
         skipped = {identity.id: reason for identity, reason in reasons if reason}
         table = [identity for identity, reason in reasons if not reason]
-        task = bar.add_task("verifying", total=len(table))
+        given, suites = [(identity, examples) for identity in table], [examples.suite]
+        of_vocabulary = [identity for identity in _vocabulary.vocabulary_identities() if options.only is None or identity.id in options.only]
+        embeddings = _vocabulary.token_embeddings() if options.data is None and of_vocabulary else None
+        if embeddings is not None:
+            of_tokens = _vocabulary.vocabulary_examples(embeddings, dtype, rng)
+            given, suites = given + [(identity, of_tokens) for identity in of_vocabulary], [*suites, of_tokens.suite]
+        task = bar.add_task("verifying", total=len(given))
         rows = []
-        for identity in table:
+        for identity, its_examples in given:
             bar.update(task, description=f"verifying {identity.id}")
-            rows += _run.run([identity], examples, dtype=dtype, seed=options.seed)
+            rows += _run.run([identity], its_examples, dtype=dtype, seed=options.seed)
             bar.advance(task)
 
     failed = sum(not row.holds for row in rows)
     notes = "".join(f" {name} skipped: {reason}." for name, reason in skipped.items())
-    sources = ", ".join(f"{name} ({count})" for name, count in zip(*np.unique(examples.suite, return_counts=True), strict=True))
+    if options.data is None and of_vocabulary and embeddings is None:
+        notes += f" {_vocabulary.MISSING}"
+    sources = ", ".join(f"{name} ({count})" for name, count in zip(*np.unique(np.concatenate(suites), return_counts=True), strict=True))
     summary = f"{len(rows) - failed} of {len(rows)} identities hold in {options.dtype}, on {sources}, in {time.perf_counter() - start:.0f} s.{notes}"
     console = _console()
     console.print(_report.table(rows))

@@ -172,9 +172,9 @@ def _sums(size: int, arrays: Arrays) -> _Sums:
             broken=seen.broken | ((a > -jnp.inf) & (b == -jnp.inf)).any(-1) | (moved & (seen.top > -jnp.inf) & (seen.at_top == -jnp.inf)),
         ), None
 
-    zero = jnp.zeros_like(e_p, shape=e_p.shape[:1])
+    zero = jnp.zeros_like(e_p.sum(-1))  # sharded as the examples are
     low = zero - jnp.inf
-    start = _Running(jnp.zeros(zero.shape, jnp.int32), low, low, _Group(zero, zero, zero), low, zero, jnp.zeros(zero.shape, bool))
+    start = _Running(zero.astype(jnp.int32), low, low, _Group(zero, zero, zero), low, zero, zero > 0)
     seen, _ = lax.scan(add, start, begins(w_p.shape[0], size))
     broken = seen.broken | (seen.at_top == -jnp.inf)
     at_k = _Group(zero + 1, jnp.where(broken, 0, seen.top - seen.at_top), zero)

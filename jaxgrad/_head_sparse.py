@@ -119,7 +119,7 @@ def linear_logsumexp(
     """
     e, w, b = _checks.as_linear_head("features", features, head, bias)
     rows, keep = _rows(e, w, b, where)
-    class_0 = jnp.zeros((rows.shape[0], 1), jnp.int32)
+    class_0 = jnp.zeros_like(rows.sum(-1, keepdims=True), dtype=jnp.int32)  # sharded as the examples are
     log_others, z = _sums(block_size_for(rows.shape[0], w.shape[0], block_size), (rows, w, b), class_0[:, 0], class_0)
     return _unless_left_out(jnp.logaddexp(log_others, z[:, 0]), keep).reshape(e.shape[:-1])
 

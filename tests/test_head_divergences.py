@@ -340,19 +340,20 @@ def test_narrow_inputs_are_computed_with_in_float32(name, narrow_dtype):
         np.testing.assert_allclose(found.astype(jnp.float32), wide_gradient[key], rtol=float(jnp.finfo(narrow_dtype).eps), atol=1e-6)
 
 
-def test_sharded_arrays_under_jit():
+@pytest.mark.parametrize(("axis_type", "head_spec"), [(AxisType.Auto, P("vocab")), (AxisType.Explicit, P())], ids=["auto", "explicit"])
+def test_sharded_arrays_under_jit(axis_type, head_spec):
     rng = np.random.default_rng(5)
     shapes = {"features": (8, D), "head": (52, D), "bias": (52,), "q_features": (8, 3), "q_head": (52, 3), "q_bias": (52,), "probs": (8, K)}
     x, ids = arrays(jnp.float32, {name: rng.normal(size=shape) for name, shape in shapes.items()}), jnp.asarray(rng.integers(0, 52, (8, K)), jnp.int32)
 
     def results(x, ids):
-        total = lambda x: (our_kl(x) + our_cross_entropy(x, ids=ids) + our_logsumexp(x) ** 2).sum()
+        total = lambda x: (our_kl(x) + our_forward_kl(x, ids=ids) + our_logsumexp(x) ** 2).sum()
         return total(x), jax.grad(total)(x), jax.jvp(jax.grad(total), (x,), (x,))[1]
 
     expected = jax.jit(results)(x, ids)
-    mesh = jax.make_mesh((2, 2), ("data", "vocab"), axis_types=(AxisType.Auto,) * 2)
+    mesh = jax.make_mesh((2, 2), ("data", "vocab"), axis_types=(axis_type,) * 2)
     with jax.set_mesh(mesh):
-        put = lambda value: jax.device_put(value, NamedSharding(mesh, P("data") if value.shape[0] == 8 else P("vocab")))
+        put = lambda value: jax.device_put(value, NamedSharding(mesh, P("data") if value.shape[0] == 8 else head_spec))
         found = jax.jit(results)(jax.tree.map(put, x), put(ids))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-4), found, expected)
 

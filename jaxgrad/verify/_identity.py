@@ -31,3 +31,4 @@ class Identity:
     over_batch: bool = False  # one result for the batch, weighted by `weights`, rather than one for each example
     of_chain: bool = False  # it passes through the head, and adds up the rounding of its products
     of_real_rows: bool = False  # it says nothing about generated rows
+    of_vocabulary: bool = False  # its head is too large for mpmath numbers: the arbiter takes it as float64

@@ -143,8 +143,9 @@ def _judge(identity: Identity, arrays: dict[str, Any], chosen: Array, digits: in
     """The exact results for the chosen rows and their scale, by mpmath with so many digits or, with 0, by float64."""
     rows = {name: jax.tree.map(lambda x: x[chosen], x) if name in _PER_EXAMPLE else x for name, x in arrays.items()}
     float64 = [x if name == "labels" else jax.tree.map(lambda x: x.astype(np.float64), x) for name, x in rows.items()]
+    kept = ("labels", "head") if identity.of_vocabulary else ("labels",)
     with mpmath.workdps(max(digits, 15)):
-        exact = identity.arbiter(*(jax.tree.map(_arbiter.to_mpmath, x) if digits and name != "labels" else x for name, x in zip(rows, float64, strict=True)))
+        exact = identity.arbiter(*(jax.tree.map(_arbiter.to_mpmath, x) if digits and name not in kept else x for name, x in zip(rows, float64, strict=True)))
     with np.errstate(over="ignore"):
         scale = np.abs(exact).astype(np.float64) if identity.scale is None else identity.scale(*float64)
     return (exact[None], scale[None]) if identity.over_batch else (exact, scale)
