@@ -103,7 +103,8 @@ def _run_identity(identity: Identity, examples: Examples, dtype: jnp.dtype, rng:
         rows = [f"{s} row {i}" for s, i in zip(suite[chosen], np.flatnonzero(chosen), strict=True)]
         found_names.append(np.array([f"{len(rows)} rows"] if identity.over_batch else rows))
 
-    forgiven = 100 * examples.logits.shape[-1] * float(jnp.finfo(dtype).tiny) * (1e3 if identity.of_chain else 1)
+    flushed_terms = 1 if identity.of_vocabulary else 100 * examples.logits.shape[-1] * (1e3 if identity.of_chain else 1)
+    forgiven = flushed_terms * float(jnp.finfo(dtype).tiny)
     autodiff_ordinary = max((_plain_error(*part, forgiven) for part in found[0] if part[-1].any()), default=None)
     autodiff, closed, public = (_worst(parts, found_names, forgiven) for parts in found)
     closed_values = np.concatenate([part[0] for part in found[1]])
