@@ -104,7 +104,7 @@ def _run_identity(identity: Identity, examples: Examples, dtype: jnp.dtype, rng:
         found_names.append(np.array([f"{len(rows)} rows"] if identity.over_batch else rows))
 
     flushed_terms = 1 if identity.of_vocabulary else 100 * examples.logits.shape[-1] * (1e3 if identity.of_chain else 1)
-    forgiven = flushed_terms * float(jnp.finfo(dtype).tiny)
+    forgiven = max(float(jnp.finfo(dtype).tiny), flushed_terms * float(jnp.finfo(jnp.promote_types(dtype, jnp.float32)).tiny))  # 16 bits are computed in 32
     autodiff_ordinary = max((_plain_error(*part, forgiven) for part in found[0] if part[-1].any()), default=None)
     autodiff, closed, public = (_worst(parts, found_names, forgiven) for parts in found)
     closed_values = np.concatenate([part[0] for part in found[1]])
