@@ -101,6 +101,12 @@ def test_only_sums_for_each_example_and_the_gradient_of_features_cross_the_vocab
     assert not {shape for _, shape in gathered} <= allowed  # without the axis, the head itself crosses: the test can see it
 
 
+def test_a_block_is_no_larger_than_the_share_of_a_device():
+    with jax.set_mesh(jax.make_mesh((4,), ("vocab",), axis_types=(AxisType.Auto,))):
+        found = jax.jit(lambda e, w: [jg.linear_cross_entropy(e, w, IDS, block_size=size, vocab_axis="vocab") for size in (None, C)])(E, W)
+    assert_same(found, [jg.cross_entropy(E @ W.T, IDS)] * 2)
+
+
 def test_classes_must_divide_among_the_devices():
     with jax.set_mesh(jax.make_mesh((4,), ("vocab",), axis_types=(AxisType.Auto,))), pytest.raises(ValueError, match="head: expected the 53 classes to divide"):
         jg.linear_cross_entropy(E, np.zeros((53, D), np.float32), IDS, vocab_axis="vocab")
