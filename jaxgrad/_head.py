@@ -101,6 +101,7 @@ def _loss(block_size: int | None, axis: str | None, e: jax.Array, w: jax.Array, 
     else:
         sums, _ = class_sums(size, axis, *varying_alike(((e.T, w, b, y), _heaviest_class(y, axis), keep)))
         of_k, of_top = log_ratios(*sums.about_top())
+        of_k = jnp.where((sums.logit == -jnp.inf) & (sums.weight == 0), 0, of_k)  # y = 0: there may be no class to take instead
         loss = sums.weight * of_k + (sums.weight_others * of_top + sums.inner_others)
     return loss if keep is None else jnp.where(keep, loss, 0)
 

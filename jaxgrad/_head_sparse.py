@@ -175,7 +175,9 @@ def _loss(size: int, arrays: Arrays, ids: jax.Array, y: jax.Array, *, less_entro
     z_k = jnp.take_along_axis(z, heaviest, axis=-1)[:, 0]
     left_out = (ids == k) | ((z == -jnp.inf) & (y == 0))  # 0 · log 0 = 0, and no derivative in y
     beside = (jnp.where(left_out, 0, y) * (jnp.logaddexp(log_others, z_k)[:, None] - jnp.where(left_out, 0, z))).sum(-1)
-    loss = jnp.where(ids == k, y, 0).sum(-1) * jax.nn.softplus(log_others - z_k) + beside
+    weight = jnp.where(ids == k, y, 0).sum(-1)
+    of_k = jnp.where((z_k == -jnp.inf) & (weight == 0), 0, jax.nn.softplus(log_others - z_k))  # all y are 0
+    loss = weight * of_k + beside
     return loss + (y * jnp.log(jnp.where(of_class == 0, 1, of_class))).sum(-1) if less_entropy else loss
 
 

@@ -259,6 +259,20 @@ def test_few_classes_of_a_masked_class():
     assert not np.any(gradient["head"][3])
 
 
+def test_no_weight_on_any_class_costs_nothing_where_the_first_is_masked(widest_dtype):
+    """A row of zeros, as what fills a batch may be, has a masked class as its heaviest."""
+    x = arrays(widest_dtype, example(FEW))
+    x["bias"], x["probs"] = x["bias"].at[jnp.array([0, 3])].set(-jnp.inf), jnp.zeros_like(x["probs"])
+    ids = jnp.full((N, K), 3, jnp.int32)
+    dense = lambda x: jg.linear_cross_entropy(x["features"], x["head"], jnp.zeros((N, C), widest_dtype), bias=x["bias"], block_size=4)
+    losses = [dense, functools.partial(our_cross_entropy, ids=ids), functools.partial(our_forward_kl, ids=ids)]
+    moved = {name: x[name] for name in ("features", "head")}
+    results = lambda moved: [
+        (f({**x, **moved}), g(moved), jax.jvp(g, (moved,), (moved,))[1]) for f in losses for g in [jax.grad(lambda y, f=f: f({**x, **y}).sum())]
+    ]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.jit(results)(moved)))
+
+
 def test_confident_examples_keep_their_digits():
     lead = np.array([5.0, 20.0, 50.0, 80.0])
     head = np.concatenate([np.ones((1, 1)), np.zeros((C - 1, 1))]).astype(np.float32)
