@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite
 from jaxgrad._bregman import NEAR, expm1_and_remainder
+from jaxgrad._exponentials import log1p
 
 Arrays = tuple[Any, ...]
 
@@ -183,7 +184,7 @@ def _sums(size: int, arrays: Arrays) -> _Sums:
     p_odds, q_others = jnp.log(seen.others.weight), seen.q_top + jnp.log(seen.q_total)
     shares = everything.mean - at_k.mean
     direct = (jax.nn.softplus(q_others - seen.at_top) - jax.nn.softplus(p_odds)) + shares  # past the largest number
-    kl = jnp.where(broken, jnp.inf, jnp.where(excess < jnp.inf, jnp.log1p(excess), direct))
+    kl = jnp.where(broken, jnp.inf, jnp.where(excess < jnp.inf, log1p(excess), direct))
     kl = jnp.where(jnp.isnan(everything.weight + seen.q_total), jnp.nan, kl)
     return _Sums(seen.k, seen.top + p_odds, seen.top, q_others, seen.at_top, jnp.where(broken, jnp.inf, seen.others.mean), kl)
 

@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite
+from jaxgrad._blocks import Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite
 
 Arrays = tuple[Any, ...]
 
@@ -192,7 +192,7 @@ def _sums(size: int, arrays: Arrays, k: jax.Array, ids: jax.Array) -> tuple[jax.
         block = block_of(e, w, b, begin, size)
         new_top = jnp.maximum(top, jnp.where(block.beside(k), block.logits, -jnp.inf).max(-1))
         total = total * jnp.exp(top - finite(new_top)) + exps_beside(block, k, new_top).sum(-1)
-        return (new_top, total, of_ids + _of_ids(block, ids, begin)), None
+        return (new_top, total, of_ids + block.logits_of(ids, begin)), None
 
     zero = jnp.zeros_like(k, dtype=e.dtype)
     (top, total, of_ids), _ = lax.scan(add, (zero - jnp.inf, zero, jnp.zeros_like(ids, dtype=e.dtype)), begins(w.shape[0], size))
@@ -207,15 +207,8 @@ def _(size: int, primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
     def derivative(arrays: Arrays, along: list[jax.Array], log_others: jax.Array, begin: jax.Array) -> Arrays:
         def of_block(e: jax.Array, w: jax.Array, b: jax.Array | None) -> Arrays:
             block = block_of(e, w, b, begin, size)
-            return (exps_beside(block, k, log_others).sum(-1), _of_ids(block, ids, begin)), None
+            return (exps_beside(block, k, log_others).sum(-1), block.logits_of(ids, begin)), None
 
         return moving.jvp(of_block, arrays, along)[1]
 
     return sums, block_sums(derivative, arrays[1].shape[0], size, jax.tree.map(jnp.zeros_like, sums), arrays, moving.along(tangents[0]), sums[0])
-
-
-def _of_ids(block: Block, ids: jax.Array, begin: jax.Array) -> jax.Array:
-    """The logits of those of the ids that this block counts, and 0 for the others, (N, K)."""
-    end = block.start + block.logits.shape[-1]
-    here = jnp.clip(ids - block.start, 0, block.logits.shape[-1] - 1)
-    return jnp.where((ids >= begin) & (ids < end), jnp.take_along_axis(block.logits, here, axis=-1), 0)
