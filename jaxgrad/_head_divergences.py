@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite
+from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite, varying_alike
 from jaxgrad._bregman import NEAR, expm1_and_remainder
 from jaxgrad._exponentials import log1p
 
@@ -88,7 +88,7 @@ def linear_kl_divergence(
         e = e if keep is None else jnp.where(keep[:, None], e, 0)
         return (e, w, b) if t == 1 else (e / t, w, None if b is None else b.astype(wide) / t)
 
-    kl = _sums(block_size_for(math.prod(lead), num_classes, block_size), (*rows(*p), *rows(*q))).kl
+    kl = _sums(block_size_for(math.prod(lead), num_classes, block_size), varying_alike((*rows(*p), *rows(*q)))).kl
     return (kl if keep is None else jnp.where(keep, kl, 0)).reshape(lead)
 
 
@@ -175,7 +175,7 @@ def _sums(size: int, arrays: Arrays) -> _Sums:
 
     zero = jnp.zeros_like(e_p, shape=e_p.shape[:1])
     low = zero - jnp.inf
-    start = _Running(jnp.zeros(zero.shape, jnp.int32), low, low, _Group(zero, zero, zero), low, zero, jnp.zeros(zero.shape, bool))
+    start = _Running(jnp.zeros_like(zero, dtype=jnp.int32), low, low, _Group(zero, zero, zero), low, zero, jnp.zeros_like(zero, dtype=bool))
     seen, _ = lax.scan(add, start, begins(w_p.shape[0], size))
     broken = seen.broken | (seen.at_top == -jnp.inf)
     at_k = _Group(zero + 1, jnp.where(broken, 0, seen.top - seen.at_top), zero)
@@ -222,7 +222,7 @@ def _(size: int, primals: tuple[Arrays], tangents: tuple[Arrays]) -> tuple[_Sums
 
     zeros = tuple(jnp.zeros_like(x) for x in sums[1:])
     parts = block_sums(derivative, arrays[1].shape[0], size, zeros, arrays, moving.along(tangents[0]), tuple(sums[1:]))
-    of_k: Any = np.zeros(sums.k.shape, jax.dtypes.float0)
+    of_k: Any = SymbolicZero(jax.typeof(sums.k).to_tangent_aval())
     return sums, _Sums(of_k, *parts)
 
 

@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite
+from jaxgrad._blocks import Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite, varying_alike
 
 Arrays = tuple[Any, ...]
 
@@ -120,7 +120,7 @@ def linear_logsumexp(
     e, w, b = _checks.as_linear_head("features", features, head, bias)
     rows, keep = _rows(e, w, b, where)
     class_0 = jnp.zeros((rows.shape[0], 1), jnp.int32)
-    log_others, z = _sums(block_size_for(rows.shape[0], w.shape[0], block_size), (rows, w, b), class_0[:, 0], class_0)
+    log_others, z = _sums(block_size_for(rows.shape[0], w.shape[0], block_size), *varying_alike(((rows, w, b), class_0[:, 0], class_0)))
     return _unless_left_out(jnp.logaddexp(log_others, z[:, 0]), keep).reshape(e.shape[:-1])
 
 
@@ -171,7 +171,7 @@ def _loss(size: int, arrays: Arrays, ids: jax.Array, y: jax.Array, *, less_entro
         y = jnp.where(of_class == 0, 0, y)
     heaviest = lax.stop_gradient(of_class).argmax(-1)[:, None]
     k = jnp.take_along_axis(ids, heaviest, axis=-1)
-    log_others, z = _sums(size, arrays, k[:, 0], ids)
+    log_others, z = _sums(size, *varying_alike((arrays, k[:, 0], ids)))
     z_k = jnp.take_along_axis(z, heaviest, axis=-1)[:, 0]
     left_out = (ids == k) | ((z == -jnp.inf) & (y == 0))  # 0 · log 0 = 0, and no derivative in y
     beside = (jnp.where(left_out, 0, y) * (jnp.logaddexp(log_others, z_k)[:, None] - jnp.where(left_out, 0, z))).sum(-1)

@@ -15,7 +15,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import begins, block_of, block_size_for
+from jaxgrad._blocks import begins, block_of, block_size_for, varying_alike
 from jaxgrad._display import Displayed
 from jaxgrad._exponentials import log1p
 from jaxgrad._head import class_sums, shares
@@ -75,7 +75,7 @@ def linear_log_probs(
         _checks.ids_in_range("ids", ids, w.shape[0], None)
         flat = ids.reshape(rows.shape[0], ids.shape[-1])
     valid = (flat >= 0) & (flat < w.shape[0])
-    flat = jnp.where(valid, flat, 0).astype(jnp.int32)
+    rows, w, b, flat = varying_alike((rows, w, b, jnp.where(valid, flat, 0).astype(jnp.int32)))
     size = block_size_for(rows.shape[0], w.shape[0], block_size)
 
     def add(carry: Any, begin: jax.Array) -> tuple[Any, None]:
@@ -94,15 +94,8 @@ def linear_log_probs(
         best_ids = jnp.take_along_axis(jnp.concatenate([best_ids, block.start + at], axis=-1), order, axis=-1)
         return (new_shift, rest, inner, of_ids + block.logits_of(flat, begin), best, best_ids), None
 
-    zero = jnp.zeros(rows.shape[0], wide)
-    start = (
-        zero - jnp.inf,
-        zero,
-        zero,
-        jnp.zeros(flat.shape, wide),
-        jnp.full((rows.shape[0], top_k), -jnp.inf, wide),
-        jnp.zeros((rows.shape[0], top_k), jnp.int32),
-    )
+    zero, nothing = jnp.zeros_like(rows, shape=rows.shape[:1]), jnp.zeros_like(rows, shape=(rows.shape[0], top_k))
+    start = zero - jnp.inf, zero, zero, jnp.zeros_like(flat, dtype=wide), nothing - jnp.inf, nothing.astype(jnp.int32)
     (shift, rest, inner, of_ids, best, best_ids), _ = lax.scan(add, start, begins(w.shape[0], size))
     log_sum = log1p(rest)
     log_probs = lambda z: (z - shift[:, None]) - log_sum[:, None]  # of the largest it is −log_sum, which shift + log_sum has lost
@@ -127,6 +120,7 @@ class _Probabilities(NamedTuple):
 
 def _fold(rows: Rows, step: Callable[[jax.Array, _Probabilities], jax.Array], start: jax.Array) -> jax.Array:
     """step(… step(start, first block) …, last block)."""
+    rows, start = varying_alike((rows, start))
     e, k = rows.features.T, rows.reference
     sums, _ = class_sums(rows.size, None, (e, rows.head, rows.bias, None), k, None)
     share, p_k = shares(*sums.about_top())
