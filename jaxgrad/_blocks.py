@@ -48,6 +48,12 @@ class Block(NamedTuple):
         part = lax.dynamic_slice_in_dim(x, self.start, self.logits.shape[self.axis], axis=-1)
         return part if self.axis == -1 else part.T
 
+    def logits_of(self, ids: jax.Array, begin: jax.Array) -> jax.Array:
+        """The logits (N, K) of those of the ids (N, K) that this block counts, from the class `begin` on, and 0 for the others."""
+        end = self.start + self.logits.shape[-1]
+        here = jnp.clip(ids - self.start, 0, self.logits.shape[-1] - 1)
+        return jnp.where((ids >= begin) & (ids < end), jnp.take_along_axis(self.logits, here, axis=-1), 0)
+
     def _ids(self) -> jax.Array:
         return jnp.expand_dims(self.start + jnp.arange(self.logits.shape[self.axis], dtype=self.start.dtype), -1 - self.axis)
 

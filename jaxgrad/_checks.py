@@ -30,6 +30,13 @@ def as_floating(name: str, x: ArrayLike) -> jax.Array:
     return x
 
 
+def as_scalar(name: str, x: ArrayLike) -> jax.Array:
+    """`x` as an array ()."""
+    x = as_array(name, x)
+    same_shape(name, x, (), "a scalar")
+    return x
+
+
 def as_array(name: str, x: ArrayLike) -> jax.Array:
     """`x` as a JAX array; what has no dtype to become one is refused by name."""
     try:
@@ -39,15 +46,16 @@ def as_array(name: str, x: ArrayLike) -> jax.Array:
 
 
 def as_linear_head(name: str, features: ArrayLike, head: ArrayLike, bias: ArrayLike | None) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """Features (..., d), which `name` is the name of, head (C, d) with C >= 1 and bias (C,), floating."""
-    e, w = as_floating(name, features), as_floating("head", head)
+    """Features (..., d), which `name` is the name of, head (C, d) with C >= 1 and bias (C,), floating; of `q_features` they are `q_head` and `q_bias`."""
+    of = name.removesuffix("features") if name.endswith("_features") else ""
+    e, w = as_floating(name, features), as_floating(f"{of}head", head)
     if e.ndim == 0 or w.ndim != 2 or e.shape[-1] != w.shape[-1]:
-        raise ValueError(f"head: expected shape (C, d) for features of shape (..., d) = {e.shape}, got {w.shape}; transpose it if it is (d, C)")
+        raise ValueError(f"{of}head: expected shape (C, d) for features of shape (..., d) = {e.shape}, got {w.shape}; transpose it if it is (d, C)")
     if w.shape[0] == 0:
-        raise ValueError(f"head: expected at least one class, got shape {w.shape}; check its first axis")
+        raise ValueError(f"{of}head: expected at least one class, got shape {w.shape}; check its first axis")
     if bias is not None:
-        bias = as_floating("bias", bias)
-        same_shape("bias", bias, w.shape[:1], "one for each class")
+        bias = as_floating(f"{of}bias", bias)
+        same_shape(f"{of}bias", bias, w.shape[:1], "one for each class")
     return e, w, bias
 
 

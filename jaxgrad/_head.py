@@ -78,8 +78,7 @@ def linear_cross_entropy(
     rows = e.reshape(-1, e.shape[-1]).astype(wide)
     y = y.reshape(-1) if ids else y.reshape(-1, y.shape[-1]).astype(wide if y.dtype == jnp.bool_ else y.dtype)
     keep = None if mask is None else mask.reshape(-1)
-    size = block_size_for(rows.shape[0], w.shape[0], block_size)
-    loss = partial(_loss, size, vocab_axis)
+    loss = partial(_loss, block_size, vocab_axis)
     if vocab_axis is not None and vocab_axis not in mesh.manual_axes:
         if w.shape[0] % mesh.shape[vocab_axis]:
             raise ValueError(f"head: expected the {w.shape[0]} classes to divide among {mesh.shape[vocab_axis]} devices; pad with a bias of -inf")
@@ -89,8 +88,9 @@ def linear_cross_entropy(
     return loss(rows, w, b, y, keep).reshape(e.shape[:-1])
 
 
-def _loss(size: int, axis: str | None, e: jax.Array, w: jax.Array, b: jax.Array | None, y: jax.Array, keep: jax.Array | None) -> jax.Array:
+def _loss(block_size: int | None, axis: str | None, e: jax.Array, w: jax.Array, b: jax.Array | None, y: jax.Array, keep: jax.Array | None) -> jax.Array:
     """The loss, (N,), of features (N, d) of the dtype to compute in; along the mesh axis `axis`, the head is a share."""
+    size = block_size_for(e.shape[0], w.shape[0], block_size)
     if keep is not None:
         e = jnp.where(keep[:, None], e, 0)
     if jnp.issubdtype(y.dtype, jnp.integer):
@@ -101,6 +101,7 @@ def _loss(size: int, axis: str | None, e: jax.Array, w: jax.Array, b: jax.Array 
     else:
         sums, _ = class_sums(size, axis, *varying_alike(((e.T, w, b, y), _heaviest_class(y, axis), keep)))
         of_k, of_top = log_ratios(*sums.about_top())
+        of_k = jnp.where((sums.logit == -jnp.inf) & (sums.weight == 0), 0, of_k)  # y = 0: there may be no class to take instead
         loss = sums.weight * of_k + (sums.weight_others * of_top + sums.inner_others)
     return loss if keep is None else jnp.where(keep, loss, 0)
 

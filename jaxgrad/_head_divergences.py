@@ -19,13 +19,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite
+from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite, varying_alike
 from jaxgrad._bregman import NEAR, expm1_and_remainder
+from jaxgrad._exponentials import log1p
 
 Arrays = tuple[Any, ...]
 
@@ -87,7 +88,7 @@ def linear_kl_divergence(
         e = e if keep is None else jnp.where(keep[:, None], e, 0)
         return (e, w, b) if t == 1 else (e / t, w, None if b is None else b.astype(wide) / t)
 
-    kl = _sums(block_size_for(math.prod(lead), num_classes, block_size), (*rows(*p), *rows(*q))).kl
+    kl = _sums(block_size_for(math.prod(lead), num_classes, block_size), varying_alike((*rows(*p), *rows(*q)))).kl
     return (kl if keep is None else jnp.where(keep, kl, 0)).reshape(lead)
 
 
@@ -183,7 +184,7 @@ def _sums(size: int, arrays: Arrays) -> _Sums:
     p_odds, q_others = jnp.log(seen.others.weight), seen.q_top + jnp.log(seen.q_total)
     shares = everything.mean - at_k.mean
     direct = (jax.nn.softplus(q_others - seen.at_top) - jax.nn.softplus(p_odds)) + shares  # past the largest number
-    kl = jnp.where(broken, jnp.inf, jnp.where(excess < jnp.inf, jnp.log1p(excess), direct))
+    kl = jnp.where(broken, jnp.inf, jnp.where(excess < jnp.inf, log1p(excess), direct))
     kl = jnp.where(jnp.isnan(everything.weight + seen.q_total), jnp.nan, kl)
     return _Sums(seen.k, seen.top + p_odds, seen.top, q_others, seen.at_top, jnp.where(broken, jnp.inf, seen.others.mean), kl)
 
@@ -221,7 +222,7 @@ def _(size: int, primals: tuple[Arrays], tangents: tuple[Arrays]) -> tuple[_Sums
 
     zeros = tuple(jnp.zeros_like(x) for x in sums[1:])
     parts = block_sums(derivative, arrays[1].shape[0], size, zeros, arrays, moving.along(tangents[0]), tuple(sums[1:]))
-    of_k: Any = np.zeros(sums.k.shape, jax.dtypes.float0)
+    of_k: Any = SymbolicZero(jax.typeof(sums.k).to_tangent_aval())
     return sums, _Sums(of_k, *parts)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from jaxgrad import _checks
 from jaxgrad._chain import HeadLink, example_weights, head_link, sum_of_outer_products, with_one_for_bias
 from jaxgrad._cross_entropy import cross_entropy_hessian
 from jaxgrad._pytree_operators import PytreeOperator, as_vectors
@@ -163,9 +164,10 @@ class KroneckerHessian(PytreeOperator):
 
         Raises:
           TypeError, ValueError: as `@`.
+          ValueError: `damping` is not a scalar.
         """
         tree, is_block = as_vectors("tree", tree, self.like)
-        λ = jnp.asarray(damping).astype(self.class_values.dtype)
+        λ = _checks.as_scalar("damping", damping).astype(self.class_values.dtype)
         inverse = 1 / (jnp.maximum(self._values, 0) + jnp.where(λ > 0, λ, jnp.nan))
         return jax.vmap(lambda v: self._scaled(v, inverse))(tree) if is_block else self._scaled(tree, inverse)
 

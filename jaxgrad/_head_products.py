@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import begins, block_of, block_size_for
+from jaxgrad._blocks import begins, block_of, block_size_for, varying_alike
 from jaxgrad._display import Displayed
 from jaxgrad._head import shares
 
@@ -100,6 +100,7 @@ def linear_cross_entropy_ggn_product(
     return _checked_product(features, head, targets, along, bias, weights, block_size, residual=False)
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """A checked batch as rows: e (N, d), W (C, d), b (C,), y (N,) or (N, C), w (N,), and a class (N,) to take differences from."""
@@ -110,7 +111,7 @@ class Rows:
     targets: jax.Array
     weights: jax.Array  # 1/N unless given, NaN at a class id outside [0, C)
     reference: jax.Array
-    size: int  # of a block
+    size: int = dataclasses.field(metadata={"static": True})  # of a block
 
     @classmethod
     def of(cls, features: ArrayLike, head: ArrayLike, targets: ArrayLike, bias: ArrayLike | None, weights: ArrayLike | None, block_size: int | None) -> "Rows":
@@ -168,6 +169,7 @@ def _checked_product(
 
 def _product(rows: Rows, along: HeadVector, *, residual: bool) -> HeadVector:
     """The product of a direction given as rows, in the dtype to compute in."""
+    rows, along = varying_alike((rows, along))
     e, w, k, size = rows.features.T, rows.head, rows.reference, rows.size
     de, dw, db = None if along.features is None else along.features.T, along.head, along.bias
     factors: list[tuple[jax.Array, jax.Array, jax.Array | None]] = [] if de is None else [(de, w, None)]  # of the terms of u

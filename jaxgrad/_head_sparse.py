@@ -19,7 +19,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import Block, Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite
+from jaxgrad._blocks import Moving, begins, block_of, block_size_for, block_sums, exps_beside, finite, varying_alike
 
 Arrays = tuple[Any, ...]
 
@@ -120,7 +120,7 @@ def linear_logsumexp(
     e, w, b = _checks.as_linear_head("features", features, head, bias)
     rows, keep = _rows(e, w, b, where)
     class_0 = jnp.zeros_like(rows.sum(-1, keepdims=True), dtype=jnp.int32)  # sharded as the examples are
-    log_others, z = _sums(block_size_for(rows.shape[0], w.shape[0], block_size), (rows, w, b), class_0[:, 0], class_0)
+    log_others, z = _sums(block_size_for(rows.shape[0], w.shape[0], block_size), *varying_alike(((rows, w, b), class_0[:, 0], class_0)))
     return _unless_left_out(jnp.logaddexp(log_others, z[:, 0]), keep).reshape(e.shape[:-1])
 
 
@@ -171,11 +171,13 @@ def _loss(size: int, arrays: Arrays, ids: jax.Array, y: jax.Array, *, less_entro
         y = jnp.where(of_class == 0, 0, y)
     heaviest = lax.stop_gradient(of_class).argmax(-1)[:, None]
     k = jnp.take_along_axis(ids, heaviest, axis=-1)
-    log_others, z = _sums(size, arrays, k[:, 0], ids)
+    log_others, z = _sums(size, *varying_alike((arrays, k[:, 0], ids)))
     z_k = jnp.take_along_axis(z, heaviest, axis=-1)[:, 0]
     left_out = (ids == k) | ((z == -jnp.inf) & (y == 0))  # 0 · log 0 = 0, and no derivative in y
     beside = (jnp.where(left_out, 0, y) * (jnp.logaddexp(log_others, z_k)[:, None] - jnp.where(left_out, 0, z))).sum(-1)
-    loss = jnp.where(ids == k, y, 0).sum(-1) * jax.nn.softplus(log_others - z_k) + beside
+    weight = jnp.where(ids == k, y, 0).sum(-1)
+    of_k = jnp.where((z_k == -jnp.inf) & (weight == 0), 0, jax.nn.softplus(log_others - z_k))  # all y are 0
+    loss = weight * of_k + beside
     return loss + (y * jnp.log(jnp.where(of_class == 0, 1, of_class))).sum(-1) if less_entropy else loss
 
 
@@ -190,7 +192,7 @@ def _sums(size: int, arrays: Arrays, k: jax.Array, ids: jax.Array) -> tuple[jax.
         block = block_of(e, w, b, begin, size)
         new_top = jnp.maximum(top, jnp.where(block.beside(k), block.logits, -jnp.inf).max(-1))
         total = total * jnp.exp(top - finite(new_top)) + exps_beside(block, k, new_top).sum(-1)
-        return (new_top, total, of_ids + _of_ids(block, ids, begin)), None
+        return (new_top, total, of_ids + block.logits_of(ids, begin)), None
 
     zero = jnp.zeros_like(k, dtype=e.dtype)
     (top, total, of_ids), _ = lax.scan(add, (zero - jnp.inf, zero, jnp.zeros_like(ids, dtype=e.dtype)), begins(w.shape[0], size))
@@ -205,15 +207,8 @@ def _(size: int, primals: Arrays, tangents: Arrays) -> tuple[Arrays, Arrays]:
     def derivative(arrays: Arrays, along: list[jax.Array], log_others: jax.Array, begin: jax.Array) -> Arrays:
         def of_block(e: jax.Array, w: jax.Array, b: jax.Array | None) -> Arrays:
             block = block_of(e, w, b, begin, size)
-            return (exps_beside(block, k, log_others).sum(-1), _of_ids(block, ids, begin)), None
+            return (exps_beside(block, k, log_others).sum(-1), block.logits_of(ids, begin)), None
 
         return moving.jvp(of_block, arrays, along)[1]
 
     return sums, block_sums(derivative, arrays[1].shape[0], size, jax.tree.map(jnp.zeros_like, sums), arrays, moving.along(tangents[0]), sums[0])
-
-
-def _of_ids(block: Block, ids: jax.Array, begin: jax.Array) -> jax.Array:
-    """The logits of those of the ids that this block counts, and 0 for the others, (N, K)."""
-    end = block.start + block.logits.shape[-1]
-    here = jnp.clip(ids - block.start, 0, block.logits.shape[-1] - 1)
-    return jnp.where((ids >= begin) & (ids < end), jnp.take_along_axis(block.logits, here, axis=-1), 0)

@@ -15,8 +15,9 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from jaxgrad import _checks
-from jaxgrad._blocks import begins, block_of, block_size_for
+from jaxgrad._blocks import begins, block_of, block_size_for, varying_alike
 from jaxgrad._display import Displayed
+from jaxgrad._exponentials import log1p
 from jaxgrad._head import class_sums, shares
 from jaxgrad._head_products import HeadVector, Rows
 
@@ -66,10 +67,19 @@ def linear_log_probs(
         raise ValueError(f"top_k: expected an int from 0 to the {w.shape[0]} classes, got {top_k!r}; pass 0 for none")
     wide = _checks.compute_dtype(e, w, *([] if b is None else [b]))
     rows = e.reshape(-1, e.shape[-1]).astype(wide)
+    flat = jnp.zeros((rows.shape[0], 0), jnp.int32)
+    if ids is not None:
+        ids = _checks.as_array("ids", ids)
+        if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.shape[:-1] != e.shape[:-1] or ids.ndim != e.ndim:
+            raise ValueError(f"ids: expected integers of shape {e.shape[:-1]} + (M,), got {ids.dtype} of shape {ids.shape}; add an axis for one class each")
+        _checks.ids_in_range("ids", ids, w.shape[0], None)
+        flat = ids.reshape(rows.shape[0], ids.shape[-1])
+    valid = (flat >= 0) & (flat < w.shape[0])
+    rows, w, b, flat = varying_alike((rows, w, b, jnp.where(valid, flat, 0).astype(jnp.int32)))
     size = block_size_for(rows.shape[0], w.shape[0], block_size)
 
     def add(carry: Any, begin: jax.Array) -> tuple[Any, None]:
-        shift, rest, inner, best, best_ids = carry  # rest = Σ e^{z − shift} − 1, which does not round to 0
+        shift, rest, inner, of_ids, best, best_ids = carry  # rest = Σ e^{z − shift} − 1, which does not round to 0
         block = block_of(rows, w, b, begin, size)
         z = block.logits if block.new is None else jnp.where(block.new, block.logits, -jnp.inf)
         new_shift = jnp.maximum(shift, z.max(-1))
@@ -82,28 +92,19 @@ def linear_log_probs(
         largest, at = lax.top_k(z, min(top_k, size))
         best, order = lax.top_k(jnp.concatenate([best, largest], axis=-1), top_k)
         best_ids = jnp.take_along_axis(jnp.concatenate([best_ids, block.start + at], axis=-1), order, axis=-1)
-        return (new_shift, rest, inner, best, best_ids), None
+        return (new_shift, rest, inner, of_ids + block.logits_of(flat, begin), best, best_ids), None
 
-    zero = jnp.zeros(rows.shape[0], wide)
-    start = zero - jnp.inf, zero, zero, jnp.full((rows.shape[0], top_k), -jnp.inf, wide), jnp.zeros((rows.shape[0], top_k), jnp.int32)
-    (shift, rest, inner, best, best_ids), _ = lax.scan(add, start, begins(w.shape[0], size))
-    logsumexp = shift + jnp.log1p(rest)
-    of_ids = None
-    if ids is not None:
-        ids = _checks.as_array("ids", ids)
-        if not jnp.issubdtype(ids.dtype, jnp.integer) or ids.shape[:-1] != e.shape[:-1] or ids.ndim != e.ndim:
-            raise ValueError(f"ids: expected integers of shape {e.shape[:-1]} + (M,), got {ids.dtype} of shape {ids.shape}; add an axis for one class each")
-        _checks.ids_in_range("ids", ids, w.shape[0], None)
-        flat = ids.reshape(rows.shape[0], ids.shape[-1])
-        at = jnp.clip(flat, 0, w.shape[0] - 1)
-        z = jnp.einsum("nd,nmd->nm", rows, w[at].astype(wide)) + (0 if b is None else b[at].astype(wide))
-        of_ids = jnp.where((flat >= 0) & (flat < w.shape[0]), z - logsumexp[:, None], jnp.nan).reshape(ids.shape)
+    zero, nothing = jnp.zeros_like(rows, shape=rows.shape[:1]), jnp.zeros_like(rows, shape=(rows.shape[0], top_k))
+    start = zero - jnp.inf, zero, zero, jnp.zeros_like(flat, dtype=wide), nothing - jnp.inf, nothing.astype(jnp.int32)
+    (shift, rest, inner, of_ids, best, best_ids), _ = lax.scan(add, start, begins(w.shape[0], size))
+    log_sum = log1p(rest)
+    log_probs = lambda z: (z - shift[:, None]) - log_sum[:, None]  # of the largest it is −log_sum, which shift + log_sum has lost
     lead = e.shape[:-1]
     return HeadLogProbs(
-        logsumexp.reshape(lead),
-        (jnp.log1p(rest) - inner / (1 + rest)).reshape(lead),
-        of_ids,
-        (best - logsumexp[:, None]).reshape(*lead, top_k),
+        (shift + log_sum).reshape(lead),
+        (log_sum - inner / (1 + rest)).reshape(lead),
+        None if ids is None else jnp.where(valid, log_probs(of_ids), jnp.nan).reshape(ids.shape),
+        log_probs(best).reshape(*lead, top_k),
         best_ids.reshape(*lead, top_k),
     )
 
@@ -119,6 +120,7 @@ class _Probabilities(NamedTuple):
 
 def _fold(rows: Rows, step: Callable[[jax.Array, _Probabilities], jax.Array], start: jax.Array) -> jax.Array:
     """step(… step(start, first block) …, last block)."""
+    rows, start = varying_alike((rows, start))
     e, k = rows.features.T, rows.reference
     sums, _ = class_sums(rows.size, None, (e, rows.head, rows.bias, None), k, None)
     share, p_k = shares(*sums.about_top())

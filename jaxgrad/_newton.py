@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jaxgrad import _checks
 from jaxgrad._display import Displayed
 from jaxgrad._pytree_operators import PytreeOperator, same_structure, wide_dtype
 
@@ -49,14 +50,14 @@ def damped_solve(
 
     Raises:
       TypeError, ValueError: a tree is not shaped as the parameters, or not floating.
-      ValueError: there is both a diagonal and a preconditioner.
+      ValueError: `damping` is not a scalar, or there is both a diagonal and a preconditioner.
 
     Source: Hestenes and Stiefel 1952, doi:10.6028/jres.049.044.
     """
     from jax.scipy.sparse.linalg import cg  # here, so that importing the package stays cheap
 
     same_structure("tree", tree, operator.like)
-    λ = jnp.asarray(damping)
+    λ = _checks.as_scalar("damping", damping)
     damped = lambda product, v: jax.tree.map(lambda a, x: a.astype(x.dtype) + λ.astype(x.dtype) * x, product, v)
     precondition = None
     if diagonal is not None:

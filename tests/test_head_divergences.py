@@ -259,6 +259,20 @@ def test_few_classes_of_a_masked_class():
     assert not np.any(gradient["head"][3])
 
 
+def test_no_weight_on_any_class_costs_nothing_where_the_first_is_masked(widest_dtype):
+    """A row of zeros, as what fills a batch may be, has a masked class as its heaviest."""
+    x = arrays(widest_dtype, example(FEW))
+    x["bias"], x["probs"] = x["bias"].at[jnp.array([0, 3])].set(-jnp.inf), jnp.zeros_like(x["probs"])
+    ids = jnp.full((N, K), 3, jnp.int32)
+    dense = lambda x: jg.linear_cross_entropy(x["features"], x["head"], jnp.zeros((N, C), widest_dtype), bias=x["bias"], block_size=4)
+    losses = [dense, functools.partial(our_cross_entropy, ids=ids), functools.partial(our_forward_kl, ids=ids)]
+    moved = {name: x[name] for name in ("features", "head")}
+    results = lambda moved: [
+        (f({**x, **moved}), g(moved), jax.jvp(g, (moved,), (moved,))[1]) for f in losses for g in [jax.grad(lambda y, f=f: f({**x, **y}).sum())]
+    ]
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(jax.jit(results)(moved)))
+
+
 def test_confident_examples_keep_their_digits():
     lead = np.array([5.0, 20.0, 50.0, 80.0])
     head = np.concatenate([np.ones((1, 1)), np.zeros((C - 1, 1))]).astype(np.float32)
@@ -367,12 +381,12 @@ E, W = jnp.zeros((N, D), jnp.float32), jnp.zeros((C, D), jnp.float32)
         (
             lambda: jg.linear_kl_divergence(E, W.T, E, W),
             ValueError,
-            "head: expected shape (C, d) for features of shape (..., d) = (7, 5), got (5, 23); transpose",
+            "p_head: expected shape (C, d) for features of shape (..., d) = (7, 5), got (5, 23); transpose",
         ),
         (lambda: jg.linear_kl_divergence(E, W, E[:1], W), ValueError, "q_features: expected shape (7, 5) (an example for each of p_features), got (1, 5)"),
         (lambda: jg.linear_kl_divergence(E, W, E, W[1:]), ValueError, "q_head: expected shape (23, 5) (the classes of p_head), got (22, 5)"),
         (lambda: jg.linear_kl_divergence(E, W, E.astype(int), W), TypeError, "q_features: expected a real floating dtype"),
-        (lambda: jg.linear_kl_divergence(E, W, E, W, q_bias=E[0]), ValueError, "bias: expected shape (23,) (one for each class), got (5,)"),
+        (lambda: jg.linear_kl_divergence(E, W, E, W, q_bias=E[0]), ValueError, "q_bias: expected shape (23,) (one for each class), got (5,)"),
         (lambda: jg.linear_kl_divergence(E, W, E, W, temperature=0), ValueError, "temperature: expected a positive finite number, got 0"),
         (lambda: jg.linear_kl_divergence(E, W, E, W, where=jnp.ones((N, 1), bool)), ValueError, "where: expected shape (7,)"),
         (lambda: jg.linear_kl_divergence(E, W, E, W, block_size=0), ValueError, "block_size: expected at least one class in a block, got 0"),

@@ -76,6 +76,33 @@ def test_shares_under_shard_map(targets):
     assert_same(found, expected)
 
 
+def every_function(e, w, ids, teacher, sum_of):
+    """What there is for a large head beside the cross-entropy, and gradients in what all devices share; `sum_of` adds up over them."""
+    given, along, weights = (e, w, ids), jg.HeadVector(head=w), {"weights": jax.numpy.ones_like(e[:, 0]), "block_size": BLOCK_SIZE}
+    few = ids[:, None], jax.numpy.ones_like(e[:, :1])
+    losses = {
+        "logsumexp": lambda w: jg.linear_logsumexp(e, w, block_size=BLOCK_SIZE),
+        "few": lambda w: jg.linear_sparse_forward_kl(e, w, *few, block_size=BLOCK_SIZE),
+        "kl": lambda w: jg.linear_kl_divergence(e, w, e, teacher, block_size=BLOCK_SIZE),
+    }
+    summary = jg.linear_log_probs(e, w, ids=few[0], top_k=2, block_size=BLOCK_SIZE)
+    rows = {name: loss(w) for name, loss in losses.items()} | {"summary": [summary.logsumexp, summary.entropy, summary.of_ids, summary.top]}
+    rows["norms"] = jg.linear_cross_entropy_grad_norms(*given, block_size=BLOCK_SIZE)
+    rows["by features"] = jg.linear_cross_entropy_hvp(*given, jg.HeadVector(features=e, head=w), **weights).features
+    shared = {name: jax.grad(lambda w, loss=loss: sum_of(loss(w).sum()))(w) for name, loss in losses.items()}
+    shared["products"] = [sum_of(f(*given, along, **weights).head) for f in (jg.linear_cross_entropy_hvp, jg.linear_cross_entropy_ggn_product)]
+    shared["diagonal"] = sum_of(jg.linear_cross_entropy_ggn_diagonal(*given, **weights).head)
+    return rows, shared
+
+
+def test_every_function_under_shard_map_over_examples():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+    sharded = lambda *given: every_function(*given, lambda x: jax.lax.psum(x, "data"))
+    sharded = jax.shard_map(sharded, mesh=mesh, in_specs=(P("data"), P(), P("data"), P()), out_specs=(P("data"), P()))
+    found, expected = jax.jit(lambda *given: (sharded(*given), every_function(*given, lambda x: x)))(E, W, IDS, np.float32(0.5) * W[::-1])
+    assert_same(found, expected)
+
+
 def collectives(compiled):
     """The shapes that cross a mesh axis in a compiled program, by operation."""
     found = re.findall(r"= (.*?) (all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter|collective-broadcast)(?:-start)?\(", compiled.as_text())
@@ -99,6 +126,12 @@ def test_only_sums_for_each_example_and_the_gradient_of_features_cross_the_vocab
     assert {operation for operation, _ in found} == {"all-reduce"}
     assert {shape for _, shape in found} <= allowed
     assert not {shape for _, shape in gathered} <= allowed  # without the axis, the head itself crosses: the test can see it
+
+
+def test_a_block_is_no_larger_than_the_share_of_a_device():
+    with jax.set_mesh(jax.make_mesh((4,), ("vocab",), axis_types=(AxisType.Auto,))):
+        found = jax.jit(lambda e, w: [jg.linear_cross_entropy(e, w, IDS, block_size=size, vocab_axis="vocab") for size in (None, C)])(E, W)
+    assert_same(found, [jg.cross_entropy(E @ W.T, IDS)] * 2)
 
 
 def test_classes_must_divide_among_the_devices():

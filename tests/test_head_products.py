@@ -149,8 +149,11 @@ def test_confident_examples_keep_their_digits():
             np.testing.assert_allclose(g[1:], -p_k[lone] * p_rest[lone] * e**2 * np.ones(C - 1), rtol=1e-5)
     norms = jg.linear_cross_entropy_grad_norms(features, head, ids, block_size=4)
     np.testing.assert_allclose(norms[:2], (lead * np.sqrt((s * p_k) ** 2 + (C - 1) * p_rest**2))[:2], rtol=1e-5)  # squares of the others underflow
-    summary = jg.linear_log_probs(features, head, block_size=4)
+    summary = jg.linear_log_probs(features, head, ids=jnp.tile(jnp.array([0, C - 1]), (4, 1)), block_size=4)
     np.testing.assert_allclose(summary.entropy, np.log1p(s) + s * p_k * lead, rtol=1e-5)
+    for of_k in (summary.top[:, 0], summary.of_ids[:, 0]):
+        np.testing.assert_allclose(of_k, -np.log1p(s), rtol=1e-5)
+    np.testing.assert_allclose(summary.of_ids[:, 1], -lead - np.log1p(s), rtol=1e-5)
 
 
 def test_a_vocabulary_of_131072_takes_32_mib():

@@ -90,5 +90,7 @@ def test_without_examples_that_count_it_is_zero():
 def test_a_damping_that_is_not_positive_makes_nan_and_a_wrong_tree_is_named():
     approximation = jg.head_hessian(X, HEAD, Y).kronecker()
     assert np.isnan(approximation.solve(HEAD, damping=0.0)).all()
+    with pytest.raises(ValueError, match=r"damping: expected shape \(\) \(a scalar\), got \(4,\)"):
+        approximation.solve(HEAD, damping=jnp.ones(4))
     with pytest.raises(ValueError, match=r"tree: expected shape \(3, 4\) or \(K,\) \+ \(3, 4\)"):
         approximation.solve(HEAD.T, damping=1.0)

@@ -232,6 +232,7 @@ ERRORS = {
         "expected params together with value_fn=",
     ),
     "structure": (lambda: jg.damped_solve(operator_at(AT), {"head": AT["head"]}), ValueError, r"tree: .* tree\['bias'\] is missing"),
+    "damping": (lambda: jg.damped_solve(operator_at(AT), AT, damping=jnp.ones(D)), ValueError, r"damping: expected shape \(\) \(a scalar\), got \(4,\)"),
     "two preconditioners": (
         lambda: jg.damped_solve(operator_at(AT), AT, diagonal=AT, preconditioner=lambda v, damping: v),
         ValueError,
