@@ -53,7 +53,7 @@ def linear_log_probs(
       bias: b, (C,), floating; −inf masks a class.
       ids: (..., M), integer: M classes of each example whose log-probabilities are wanted; NaN outside [0, C).
       top_k: how many of the largest log-probabilities, at most C.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       A `HeadLogProbs`, at least float32.
@@ -156,7 +156,7 @@ def linear_cross_entropy_grad_norms(
       head: W, (C, d), floating.
       targets: class ids (...) or distributions (..., C), read in blocks.
       bias: b, (C,), floating; −inf masks a class. Without one it is ‖p − y‖ ‖e‖.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       (...), at least float32.
@@ -181,7 +181,7 @@ def linear_cross_entropy_grad_gram(
       head: W, (C, d), floating.
       targets: class ids (...) or distributions (..., C), read in blocks.
       bias: b, (C,), floating; −inf masks a class. Without one the + 1 is left out.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       (N, N), at least float32.
@@ -216,7 +216,7 @@ def linear_cross_entropy_ggn_diagonal(
       targets: class ids (...) or distributions (..., C), of which only the sums enter.
       bias: b, (C,), floating; −inf masks a class.
       weights: w, (...), floating; 1/N for each of the N examples by default.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       A `HeadVector` of head (C, d), and bias (C,) if there is one, at least float32.
