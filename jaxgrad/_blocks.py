@@ -15,7 +15,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxgrad import _checks
 
-TILE = 2**19  # the numbers in a block of logits, by default: 2 MiB
+TILE = 2**19  # the numbers in a block of logits, by default, of up to 2048 examples: 2 MiB
 
 
 class Block(NamedTuple):
@@ -105,7 +105,7 @@ def _(f: Callable[..., Any], num_classes: int, size: int, primals: Any, tangents
 
 
 def block_size_for(num_rows: int, num_classes: int, block_size: int | None) -> int:
-    """The given size, checked, or one that makes a block of logits of about `TILE` numbers; at most C."""
+    """The given size, checked, or the multiple of 128 that makes a block of logits of `TILE` numbers, at least 256; at most C."""
     if block_size is None:
         return min(num_classes, max(256, TILE // max(num_rows, 1) // 128 * 128))
     return min(num_classes, _checks.at_least_one("block_size", block_size, "class in a block"))

@@ -50,7 +50,7 @@ def chain_hvp(
       along: the direction, in the structure and shapes of params, head and bias; head and bias may be held as None.
       bias: b, (C,), floating; −inf masks a class.
       weights: w, (...), floating; 1/N for each of the N examples by default.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       The product, in the structure, shapes and dtypes of params, head and bias.

@@ -48,7 +48,7 @@ def linear_cross_entropy(
       targets: class ids (...), integer, or distributions (..., C), floating or boolean, read in blocks.
       bias: b, (C,), floating; −inf masks a class.
       where: (...), boolean; an example where it is False has loss and derivatives 0, and is not looked at.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
       vocab_axis: the mesh axis that shards the classes of `head`, `bias` and distributions. Under a `jax.shard_map`
         over it they are the share of the device, and class ids count through all shares; elsewhere they are whole
         arrays, and the mesh is that of `jax.set_mesh`. Of this axis, only sums for each example and the gradient of

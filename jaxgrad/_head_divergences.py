@@ -63,7 +63,7 @@ def linear_kl_divergence(
       p_bias, q_bias: (C,), floating; −inf masks a class.
       temperature: T, a positive number, not an array: divide features and biases by an array yourself.
       where: (...), boolean; an example where it is False has divergence and derivatives 0, and is not looked at.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       (...), at least float32, in which everything is computed.

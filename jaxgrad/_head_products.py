@@ -58,7 +58,7 @@ def linear_cross_entropy_hvp(
       along: the direction, each part in the shape of what it moves.
       bias: b, (C,), floating; −inf masks a class.
       weights: w, (...), floating; 1/N for each of the N examples by default. With weight 0 an example does not count.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       The product, in the shapes and dtypes of features, head and bias; computed in at least float32.

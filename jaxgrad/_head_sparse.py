@@ -47,7 +47,7 @@ def linear_sparse_cross_entropy(
       probs: y, (..., K), floating, not negative; 0 for what only fills the K places, whose id may be any class.
       bias: b, (C,), floating; −inf masks a class.
       where: (...), boolean; an example where it is False has loss and derivatives 0, and is not looked at.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       loss: (...), at least float32, in which everything is computed.
@@ -107,7 +107,7 @@ def linear_logsumexp(
       head: W, (C, d), floating.
       bias: b, (C,), floating; −inf masks a class.
       where: (...), boolean; an example where it is False has value and derivatives 0, and is not looked at.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       (...), at least float32, in which everything is computed.

@@ -45,13 +45,15 @@ def linear_log_probs(
 ) -> HeadLogProbs:
     """Log-probabilities, entropy and log Σ e^z of softmax(W e + b), in nats, in one pass over the head.
 
+    JAX differentiates it, in the memory of a block of logits and some numbers for each block and example.
+
     Args:
       features: e, (..., d), floating.
       head: W, (C, d), floating.
       bias: b, (C,), floating; −inf masks a class.
       ids: (..., M), integer: M classes of each example whose log-probabilities are wanted; NaN outside [0, C).
       top_k: how many of the largest log-probabilities, at most C.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       A `HeadLogProbs`, at least float32.
@@ -82,13 +84,13 @@ def linear_log_probs(
         shift, rest, inner, of_ids, best, best_ids = carry  # rest = Σ e^{z − shift} − 1, which does not round to 0
         block = block_of(rows, w, b, begin, size)
         z = block.logits if block.new is None else jnp.where(block.new, block.logits, -jnp.inf)
-        new_shift = jnp.maximum(shift, z.max(-1))
+        new_shift = lax.stop_gradient(jnp.maximum(shift, z.max(-1)))  # it cancels, and JAX's derivative of it is wrong at ties
         finite = jnp.where(new_shift == -jnp.inf, 0, new_shift)
         below, scale, counted = z - finite[:, None], jnp.exp(shift - finite), jnp.where(shift == -jnp.inf, 0, 1 + rest)
         exps = jnp.exp(below)
         ties = (below == 0).sum(-1, dtype=wide)
-        rest = jnp.where(shift == new_shift, rest + ties, counted * scale + (ties - 1)) + jnp.where(below == 0, 0, exps).sum(-1)
-        inner = scale * (inner + jnp.where(counted == 0, 0, (shift - finite) * counted)) + jnp.where(exps == 0, 0, exps * below).sum(-1)
+        rest = jnp.where(shift == new_shift, rest + ties, counted * scale + (ties - 1)) + jnp.where(below == 0, jnp.expm1(below), exps).sum(-1)
+        inner = scale * (inner + jnp.where(counted == 0, 0, (shift - finite) * counted)) + (exps * jnp.where(exps == 0, 0, below)).sum(-1)
         largest, at = lax.top_k(z, min(top_k, size))
         best, order = lax.top_k(jnp.concatenate([best, largest], axis=-1), top_k)
         best_ids = jnp.take_along_axis(jnp.concatenate([best_ids, block.start + at], axis=-1), order, axis=-1)
@@ -96,7 +98,7 @@ def linear_log_probs(
 
     zero, nothing = jnp.zeros_like(rows, shape=rows.shape[:1]), jnp.zeros_like(rows, shape=(rows.shape[0], top_k))
     start = zero - jnp.inf, zero, zero, jnp.zeros_like(flat, dtype=wide), nothing - jnp.inf, nothing.astype(jnp.int32)
-    (shift, rest, inner, of_ids, best, best_ids), _ = lax.scan(add, start, begins(w.shape[0], size))
+    (shift, rest, inner, of_ids, best, best_ids), _ = lax.scan(jax.checkpoint(add, prevent_cse=False), start, begins(w.shape[0], size))
     log_sum = log1p(rest)
     log_probs = lambda z: (z - shift[:, None]) - log_sum[:, None]  # of the largest it is −log_sum, which shift + log_sum has lost
     lead = e.shape[:-1]
@@ -154,7 +156,7 @@ def linear_cross_entropy_grad_norms(
       head: W, (C, d), floating.
       targets: class ids (...) or distributions (..., C), read in blocks.
       bias: b, (C,), floating; −inf masks a class. Without one it is ‖p − y‖ ‖e‖.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       (...), at least float32.
@@ -179,7 +181,7 @@ def linear_cross_entropy_grad_gram(
       head: W, (C, d), floating.
       targets: class ids (...) or distributions (..., C), read in blocks.
       bias: b, (C,), floating; −inf masks a class. Without one the + 1 is left out.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       (N, N), at least float32.
@@ -214,7 +216,7 @@ def linear_cross_entropy_ggn_diagonal(
       targets: class ids (...) or distributions (..., C), of which only the sums enter.
       bias: b, (C,), floating; −inf masks a class.
       weights: w, (...), floating; 1/N for each of the N examples by default.
-      block_size: the number of classes in a block; by default a block of logits has about 2¹⁹ numbers.
+      block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
       A `HeadVector` of head (C, d), and bias (C,) if there is one, at least float32.

@@ -132,6 +132,24 @@ def test_log_probs_entropy_and_the_largest(block_size, widest_dtype):
     np.testing.assert_array_equal(found.top_ids, top_ids)
 
 
+def test_log_probs_have_derivatives_also_where_classes_of_several_blocks_tie(widest_dtype):
+    e, w, masked = jnp.ones((2, 1), widest_dtype), jnp.zeros((5, 1), widest_dtype), jnp.array([-jnp.inf], widest_dtype)
+    b, v = jnp.array([0.0, 0.0, 0.0, -1.0], widest_dtype), jnp.array([1.0, -2.0, 0.5, 3.0], widest_dtype)
+    ids = jnp.array([[0, 3]] * 2)
+
+    def ours(b):
+        found = jg.linear_log_probs(e, w, bias=jnp.concatenate([b, masked]), ids=ids, block_size=1)
+        return jnp.stack([found.logsumexp[0], found.entropy[0], *found.of_ids[0]])
+
+    def plain(b):
+        log_probs = jax.nn.log_softmax(b)
+        return jnp.stack([jax.nn.logsumexp(b), -(jnp.exp(log_probs) * log_probs).sum(), log_probs[0], log_probs[3]])
+
+    second = lambda f: lambda b: jax.jvp(jax.jacrev(f), (b,), (v,))
+    found, expected = jax.jit(lambda b: (second(ours)(b), second(plain)(b)))(b)
+    jax.tree.map(assert_same, found, expected)
+
+
 def test_confident_examples_keep_their_digits():
     lead = np.array([5.0, 20.0, 50.0, 80.0])
     head = jnp.concatenate([jnp.ones((1, 1), jnp.float32), jnp.zeros((C - 1, 1), jnp.float32)])
