@@ -146,6 +146,8 @@ def _checked_product(
     *,
     residual: bool,
 ) -> HeadVector:
+    if not isinstance(along, HeadVector):
+        raise TypeError(f"along: expected a HeadVector, got {type(along).__name__}; pass for example HeadVector(head=...)")
     rows = Rows.of(features, head, targets, bias, weights, block_size)
     e = jnp.asarray(features)
     for name, like in (("features", e), ("head", rows.head), ("bias", rows.bias)):

@@ -229,6 +229,8 @@ def test_what_does_not_fit_is_refused(change, message):
 
 def test_other_refusals():
     x = arrays(jnp.float32, POINT)
+    with pytest.raises(TypeError, match=r"along: expected a HeadVector, got tuple; pass for example HeadVector\(head=...\)"):
+        jg.linear_cross_entropy_hvp(x["features"], x["head"], jnp.asarray(IDS), (x["features"], x["head"]))
     with pytest.raises(ValueError, match=r"top_k: expected an int from 0 to the 23 classes, got 24"):
         jg.linear_log_probs(x["features"], x["head"], top_k=24)
     with pytest.raises(ValueError, match=r"ids: expected integers of shape \(7,\) \+ \(M,\), got int32 of shape \(7,\); add an axis"):
