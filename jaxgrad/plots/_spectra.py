@@ -40,6 +40,7 @@ def spectral_density(density: SpectralDensity, *, eigenpairs: Eigenpairs | None 
         width = (high - low) / 100 or max(abs(high), 1) / 100
     if not 0 < width < np.inf:
         raise ValueError(f"width: expected a positive number, the standard deviation of the blur, got {width}; leave it out for a hundredth of the range")
+    width = float(width)  # of NumPy it would be float64
     low, high = low - 4 * width, high + 4 * width
     at = np.linspace(low, high, min(max(math.ceil(5 * (high - low) / width), 400), 20000))
     estimate = density.density(jnp.asarray(at, density.nodes.dtype), width=width)
