@@ -39,6 +39,10 @@ class Block(NamedTuple):
         others = self._ids() != self.each(classes)
         return others if self.new is None else others & self.new
 
+    def first(self, mask: jax.Array) -> jax.Array:
+        """The first class (N,) where a mask as the logits holds; a large number where it holds nowhere."""
+        return jnp.where(mask, self._ids(), jnp.iinfo(self.start.dtype).max).min(self.axis)
+
     def each(self, x: jax.Array) -> jax.Array:
         """Numbers of the examples (N,), with an axis for the classes."""
         return jnp.expand_dims(x, self.axis)

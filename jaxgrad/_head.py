@@ -76,7 +76,7 @@ def linear_cross_entropy(
         _checks.ids_in_range("targets", y, w.shape[0] * shares, mask)
     wide = _checks.compute_dtype(e, w, *(x for x in (b, None if ids else y) if x is not None))
     rows = e.reshape(-1, e.shape[-1]).astype(wide)
-    y = y.reshape(-1) if ids else y.reshape(-1, y.shape[-1]).astype(wide if y.dtype == jnp.bool_ else y.dtype)
+    y = y.reshape(-1) if ids else y.reshape(-1, y.shape[-1])
     keep = None if mask is None else mask.reshape(-1)
     loss = partial(_loss, block_size, vocab_axis)
     if vocab_axis is not None and vocab_axis not in mesh.manual_axes:

@@ -18,8 +18,7 @@ from jaxgrad import _checks
 from jaxgrad._blocks import begins, block_of, block_size_for, varying_alike
 from jaxgrad._display import Displayed
 from jaxgrad._exponentials import log1p
-from jaxgrad._head import class_sums, shares
-from jaxgrad._head_products import HeadVector, Rows
+from jaxgrad._head_products import HeadVector, Rows, heaviest_of, residuals
 
 
 @jax.tree_util.register_dataclass
@@ -123,23 +122,15 @@ class _Probabilities(NamedTuple):
 def _fold(rows: Rows, step: Callable[[jax.Array, _Probabilities], jax.Array], start: jax.Array) -> jax.Array:
     """step(… step(start, first block) …, last block)."""
     rows, start = varying_alike((rows, start))
-    e, k = rows.features.T, rows.reference
-    sums, _ = class_sums(rows.size, None, (e, rows.head, rows.bias, None), k, None)
-    share, p_k = shares(*sums.about_top())
-    p_others, top = sums.total * share, jnp.where(sums.top == -jnp.inf, 0, sums.top)
-    ids = rows.targets.ndim == 1
-    valid = jnp.where(jnp.isnan(rows.weights), jnp.nan, 1).astype(e.dtype)
-    total_y = valid if ids else rows.targets.sum(-1, dtype=e.dtype)
-    y_k = valid if ids else jnp.take_along_axis(rows.targets, k[:, None], axis=-1)[:, 0].astype(e.dtype)
-    r_k = (total_y - y_k) * p_k - y_k * p_others
+    softmax = heaviest_of(rows)
+    _, residual_of = residuals(rows, softmax)
+    valid = jnp.where(jnp.isnan(rows.weights), jnp.nan, jnp.ones_like(rows.weights))[None]
 
     def add(total: jax.Array, begin: jax.Array) -> tuple[jax.Array, None]:
-        block = block_of(e, rows.head, rows.bias, begin, rows.size, axis=0)
-        at_k, beside, each = block.at(k), block.beside(k), block.each
-        probs = jnp.where(at_k, each(p_k), jnp.exp(jnp.where(beside, block.logits - each(top), -jnp.inf)) * each(share))
-        y = 0 if ids else jnp.where(beside, block.cut(rows.targets).astype(e.dtype), 0)
-        residual = jnp.where(at_k, each(r_k), each(total_y) * probs - y)
-        return step(total, _Probabilities(block.start, probs, jnp.where(at_k, each(p_others), 1 - probs), residual)), None
+        block = block_of(rows.features.T, rows.head, rows.bias, begin, rows.size, axis=0)
+        probs = softmax.probs(block) * valid
+        complement = jnp.where(block.at(softmax.label), block.each(softmax.rest * softmax.share), 1 - probs)
+        return step(total, _Probabilities(block.start, probs, complement, residual_of(block, probs) * valid)), None
 
     return lax.scan(add, start, begins(rows.head.shape[0], rows.size))[0]
 

@@ -174,6 +174,52 @@ def test_confident_examples_keep_their_digits():
     np.testing.assert_allclose(summary.of_ids[:, 1], -lead - np.log1p(s), rtol=1e-5)
 
 
+@pytest.mark.parametrize("block_size", [4, None])
+def test_confident_examples_keep_their_digits_whatever_their_label(block_size):
+    spread = np.repeat([1.0, 8.0, 40.0, 70.0], 8)  # in float32 nothing underflows
+    rng = np.random.default_rng(5)
+    rows = rng.uniform(0, 1, (32, C)).astype(np.float32)
+    rows[np.arange(32), rng.integers(0, C, 32)] += 0.25
+    rows = np.round(64 * rows * spread[:, None]).astype(np.float32) / 64  # their differences are exact in float32
+    u, labels = rng.normal(size=(32, C)).astype(np.float32), rng.integers(0, C, 32)  # most of the labels are not the heaviest class
+    z, du = rows.astype(np.float64), u.astype(np.float64)
+    p = np.exp(z - z.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    pairs = p[:, :, None] * p[:, None] * ~np.eye(C, dtype=bool)
+    apart = du[:, :, None] - du[:, None]
+    data = jnp.eye(32, dtype=jnp.float32), jnp.asarray(rows.T), jnp.asarray(labels)  # the logits of an example are a column of the head
+    given = {"weights": jnp.ones(32, jnp.float32), "block_size": block_size}
+    diagonal = jg.linear_cross_entropy_ggn_diagonal(*data, **given).head.T
+    np.testing.assert_allclose(diagonal, pairs.sum(-1), rtol=2e-6)
+    for product in (jg.linear_cross_entropy_hvp, jg.linear_cross_entropy_ggn_product):
+        g = product(*data, jg.HeadVector(head=jnp.asarray(u.T)), **given).head.T
+        assert (np.abs(g - (pairs * apart).sum(-1)) <= 2e-6 * (pairs * np.abs(apart)).sum(-1)).all()
+
+
+def test_products_and_diagonals_have_derivatives_also_at_ties(widest_dtype):
+    e, w, v = jnp.ones((1, 1), widest_dtype), jnp.array([[2.0], [2.0], [1.0], [2.0]], widest_dtype), jnp.array([[1.0], [-2.0], [0.5], [3.0]], widest_dtype)
+    ids, along, one = jnp.array([2]), jg.HeadVector(head=v), jnp.ones(1, widest_dtype)
+
+    def ours(w):
+        product = jg.linear_cross_entropy_ggn_product(e, w, ids, along, weights=one, block_size=1)
+        return product.head[:, 0], jg.linear_cross_entropy_ggn_diagonal(e, w, ids, weights=one, block_size=2).head[:, 0]
+
+    def plain(w):
+        p = jax.nn.softmax(w[:, 0])
+        return p * (v[:, 0] - p @ v[:, 0]), p * (1 - p)
+
+    found, expected = jax.jit(lambda w: (jax.jvp(ours, (w,), (v,))[1], jax.jvp(plain, (w,), (v,))[1]))(w)
+    jax.tree.map(assert_same, found, expected)
+
+
+def test_an_example_with_weight_0_does_not_count():
+    x, v = arrays(jnp.float32, POINT), jg.HeadVector(**arrays(jnp.float32, ALONG))
+    weights, padded = jnp.asarray(WEIGHTS, jnp.float32).at[2].set(0), jnp.asarray(IDS).at[2].set(-1)
+    for f in (jg.linear_cross_entropy_hvp, jg.linear_cross_entropy_ggn_product):
+        found, expected = (f(x["features"], x["head"], ids, v, bias=x["bias"], weights=weights) for ids in (padded, jnp.asarray(IDS)))
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_a_vocabulary_of_131072_takes_32_mib():
     spec = jax.ShapeDtypeStruct
     e, w, ids = spec((2048, 256), jnp.float32), spec((131072, 256), jnp.float32), spec((2048,), jnp.int32)
