@@ -60,6 +60,7 @@ def chain_hvp(
 
     Source: Pearlmutter 1994, doi:10.1162/neco.1994.6.1.147.
     """
+    _is_direction(along)
     of_params = lambda params: feature_fn(params, inputs)
     e, de = jax.jvp(of_params, (params,), (along.params,))
     direction = HeadVector(de, along.head, along.bias)
@@ -97,8 +98,14 @@ def chain_ggn_product(
 
     Source: Schraudolph 2002, doi:10.1162/08997660260028683.
     """
+    _is_direction(along)
     e, push = jax.linearize(lambda params: feature_fn(params, inputs), params)
     direction = HeadVector(push(along.params), along.head, along.bias)
     product = linear_cross_entropy_ggn_product(e, head, targets, direction, bias=bias, weights=weights, block_size=block_size)
     (by_params,) = jax.linear_transpose(push, params)(product.features)
     return ChainVector(by_params, product.head, product.bias)
+
+
+def _is_direction(along: ChainVector) -> None:
+    if not isinstance(along, ChainVector):
+        raise TypeError(f"along: expected a ChainVector, got {type(along).__name__}; pass ChainVector(params, head, bias)")

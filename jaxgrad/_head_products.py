@@ -13,7 +13,7 @@ taken from h, so that where p_h rounds to 1 the h-th entry of g is −p_h Σ_{j�
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -232,7 +232,7 @@ class Heaviest(NamedTuple):
         return block.each(self.share) * jnp.exp(below if block.new is None else jnp.where(block.new, below, -jnp.inf))
 
 
-def heaviest_of(rows: Rows, derivative: Callable[[jax.Array], jax.Array] | None = None) -> Heaviest:
+def heaviest_of(rows: Rows, derivative: Callable[[jax.Array], Any] | None = None) -> Heaviest:
     """In one pass over the head; `derivative(begin)` gives u as the logits of a block, 0 unless given."""
     e = rows.features.T
 

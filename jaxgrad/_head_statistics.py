@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -64,7 +65,7 @@ def linear_log_probs(
     Source: Milakov and Gimelshein 2018, arXiv:1805.02867.
     """
     e, w, b = _checks.as_linear_head("features", features, head, bias)
-    if isinstance(top_k, bool) or not isinstance(top_k, int) or not 0 <= top_k <= w.shape[0]:
+    if isinstance(top_k, bool) or not isinstance(top_k, int | np.integer) or not 0 <= top_k <= w.shape[0]:
         raise ValueError(f"top_k: expected an int from 0 to the {w.shape[0]} classes, got {top_k!r}; pass 0 for none")
     wide = _checks.compute_dtype(e, w, *([] if b is None else [b]))
     rows = e.reshape(-1, e.shape[-1]).astype(wide)
@@ -77,7 +78,7 @@ def linear_log_probs(
         flat = ids.reshape(rows.shape[0], ids.shape[-1])
     valid = (flat >= 0) & (flat < w.shape[0])
     rows, w, b, flat = varying_alike((rows, w, b, jnp.where(valid, flat, 0).astype(jnp.int32)))
-    size = block_size_for(rows.shape[0], w.shape[0], block_size)
+    size, lowest = block_size_for(rows.shape[0], w.shape[0], block_size), jnp.finfo(wide).min
 
     def add(carry: Any, begin: jax.Array) -> tuple[Any, None]:
         shift, rest, inner, of_ids, best, best_ids = carry  # rest = Σ e^{z − shift} − 1, which does not round to 0
@@ -90,7 +91,8 @@ def linear_log_probs(
         ties = (below == 0).sum(-1, dtype=wide)
         rest = jnp.where(shift == new_shift, rest + ties, counted * scale + (ties - 1)) + jnp.where(below == 0, jnp.expm1(below), exps).sum(-1)
         inner = scale * (inner + jnp.where(counted == 0, 0, (shift - finite) * counted)) + (exps * jnp.where(exps == 0, 0, below)).sum(-1)
-        largest, at = lax.top_k(z, min(top_k, size))
+        ranked = jnp.maximum(block.logits, lowest)  # masked classes come before none at all
+        largest, at = lax.top_k(ranked if block.new is None else jnp.where(block.new, ranked, -jnp.inf), min(top_k, size))
         best, order = lax.top_k(jnp.concatenate([best, largest], axis=-1), top_k)
         best_ids = jnp.take_along_axis(jnp.concatenate([best_ids, block.start + at], axis=-1), order, axis=-1)
         return (new_shift, rest, inner, of_ids + block.logits_of(flat, begin), best, best_ids), None
@@ -105,7 +107,7 @@ def linear_log_probs(
         (shift + log_sum).reshape(lead),
         (log_sum - inner / (1 + rest)).reshape(lead),
         None if ids is None else jnp.where(valid, log_probs(of_ids), jnp.nan).reshape(ids.shape),
-        log_probs(best).reshape(*lead, top_k),
+        log_probs(jnp.where(best == lowest, -jnp.inf, best)).reshape(*lead, top_k),
         best_ids.reshape(*lead, top_k),
     )
 

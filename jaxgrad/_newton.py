@@ -50,7 +50,7 @@ def damped_solve(
 
     Raises:
       TypeError, ValueError: a tree is not shaped as the parameters, or not floating.
-      ValueError: `damping` is not a scalar, or there is both a diagonal and a preconditioner.
+      ValueError: `damping` is not a scalar, or known to be negative, or there is both a diagonal and a preconditioner.
 
     Source: Hestenes and Stiefel 1952, doi:10.6028/jres.049.044.
     """
@@ -58,6 +58,8 @@ def damped_solve(
 
     same_structure("tree", tree, operator.like)
     λ = _checks.as_scalar("damping", damping)
+    if not isinstance(λ, jax.core.Tracer) and not λ >= 0:
+        raise ValueError(f"damping: expected a number of at least 0, got {λ}; a negative one makes the matrix indefinite")
     damped = lambda product, v: jax.tree.map(lambda a, x: a.astype(x.dtype) + λ.astype(x.dtype) * x, product, v)
     precondition = None
     if diagonal is not None:

@@ -132,6 +132,14 @@ def test_log_probs_entropy_and_the_largest(block_size, widest_dtype):
     np.testing.assert_array_equal(found.top_ids, top_ids)
 
 
+@pytest.mark.parametrize("block_size", [1, 2, 5])
+def test_the_largest_come_with_their_own_classes_also_where_they_are_masked(block_size):
+    bias = jnp.array([-jnp.inf, 1.0, -jnp.inf, 2.0, -jnp.inf], jnp.float32)
+    found = jg.linear_log_probs(jnp.ones((1, 1), jnp.float32), jnp.zeros((5, 1), jnp.float32), bias=bias, top_k=np.int64(5), block_size=block_size)
+    np.testing.assert_array_equal(found.top_ids[0], [3, 1, 0, 2, 4])
+    np.testing.assert_array_equal(found.top[0, 2:], [-np.inf] * 3)
+
+
 def test_log_probs_have_derivatives_also_where_classes_of_several_blocks_tie(widest_dtype):
     e, w, masked = jnp.ones((2, 1), widest_dtype), jnp.zeros((5, 1), widest_dtype), jnp.array([-jnp.inf], widest_dtype)
     b, v = jnp.array([0.0, 0.0, 0.0, -1.0], widest_dtype), jnp.array([1.0, -2.0, 0.5, 3.0], widest_dtype)
@@ -277,6 +285,8 @@ def test_other_refusals():
     x = arrays(jnp.float32, POINT)
     with pytest.raises(TypeError, match=r"along: expected a HeadVector, got tuple; pass for example HeadVector\(head=...\)"):
         jg.linear_cross_entropy_hvp(x["features"], x["head"], jnp.asarray(IDS), (x["features"], x["head"]))
+    with pytest.raises(TypeError, match="along: expected a ChainVector, got HeadVector; pass ChainVector"):
+        jg.chain_hvp(lambda params, inputs: inputs, x["features"], x["head"], x["features"], IDS, jg.HeadVector(head=x["head"]))
     with pytest.raises(ValueError, match=r"top_k: expected an int from 0 to the 23 classes, got 24"):
         jg.linear_log_probs(x["features"], x["head"], top_k=24)
     with pytest.raises(ValueError, match=r"ids: expected integers of shape \(7,\) \+ \(M,\), got int32 of shape \(7,\); add an axis"):

@@ -233,6 +233,7 @@ ERRORS = {
     ),
     "structure": (lambda: jg.damped_solve(operator_at(AT), {"head": AT["head"]}), ValueError, r"tree: .* tree\['bias'\] is missing"),
     "damping": (lambda: jg.damped_solve(operator_at(AT), AT, damping=jnp.ones(D)), ValueError, r"damping: expected shape \(\) \(a scalar\), got \(4,\)"),
+    "negative damping": (lambda: jg.damped_solve(operator_at(AT), AT, damping=-1.0), ValueError, r"damping: expected a number of at least 0, got -1.0"),
     "two preconditioners": (
         lambda: jg.damped_solve(operator_at(AT), AT, diagonal=AT, preconditioner=lambda v, damping: v),
         ValueError,
