@@ -154,7 +154,7 @@ def _checked(
         raise ValueError(f"ids: expected integers of shape {lead} + (K,), K >= 1, got {c.dtype} of shape {c.shape}; add an axis for one class each")
     _checks.same_shape("probs", y, c.shape, "one for each of ids")
     rows, keep = _rows(e, w, b, where, y)
-    _checks.ids_in_range("ids", c.reshape(-1, c.shape[-1]), num_classes, None if keep is None else keep[:, None])
+    _checks.ids_in_range("ids", c, num_classes, None if keep is None else keep.reshape(*lead, 1))
     c, y = c.reshape(-1, c.shape[-1]), y.reshape(-1, c.shape[-1]).astype(rows.dtype)
     if keep is not None:
         c, y = jnp.where(keep[:, None], c, 0), jnp.where(keep[:, None], y, 0)

@@ -318,6 +318,14 @@ def test_a_class_id_out_of_range_raises_or_makes_nan(bad):
             assert (np.isnan(np.reshape(found, (N, -1))).all(-1) == (np.arange(N) == 2)).all()
 
 
+def test_a_bad_class_id_is_named_by_its_place_also_among_tokens():
+    e, ids, where = jnp.zeros((2, 3, D), jnp.float32), jnp.zeros((2, 3, 2), jnp.int32).at[1, 2, 0].set(C), jnp.ones((2, 3), bool)
+    loss = lambda where: jg.linear_sparse_cross_entropy(e, jnp.zeros((C, D), jnp.float32), ids, jnp.ones((2, 3, 2), jnp.float32) / 2, where=where)
+    with pytest.raises(IndexError, match=re.escape(f"ids[1][2][0]: expected a class id from 0 to {C - 1}, got {C}")):
+        loss(where)
+    assert loss(where.at[1, 2].set(False)).shape == (2, 3)
+
+
 @pytest.mark.parametrize("name", ["kl", "forward kl"])
 def test_leading_axes_vmap_and_checkpoint(name):
     shapes, definition, ours = FUNCTIONS[name]
