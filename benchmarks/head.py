@@ -1,8 +1,12 @@
 """Time of cross-entropy through a large head, its gradients and second-order products, beside dense logits.
 
 The loss is the mean over N examples of features (N, d) and a head (C, d); `temp` shows who stores the N × C logits.
-Limits: the matrix products that a gradient cannot do without. torch is compared as it is called, eagerly, and in the
-first order, to which its fused losses are limited.
+Limits: the matrix products that a gradient cannot do without. torch is compared as it is called, eagerly, and in the first
+order, to which its fused losses are limited.
+
+Without stored logits they are made twice: value and gradient take 4 matrix products of 2 N C d flops where 3 are the least, a
+Hessian product over features and head 10 where `jvp` of `grad` with logits takes 7, a Gauss–Newton product 8, a product in
+the head alone 5 where logits take 3. What is saved is the writing and reading of N C numbers, the more the smaller d is.
 """
 
 import functools
