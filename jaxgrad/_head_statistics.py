@@ -138,7 +138,13 @@ def _fold(rows: Rows, step: Callable[[jax.Array, _Probabilities], jax.Array], st
 
 
 def linear_cross_entropy_grad_norms(
-    features: ArrayLike, head: ArrayLike, targets: ArrayLike, *, bias: ArrayLike | None = None, block_size: int | None = None
+    features: ArrayLike,
+    head: ArrayLike,
+    targets: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    block_size: int | None = None,
 ) -> jax.Array:
     """The norm of the gradient of each loss in the head, and in the bias if there is one: ‖p − y‖ √(‖e‖² + 1) (psg-1).
 
@@ -149,6 +155,7 @@ def linear_cross_entropy_grad_norms(
       head: W, (C, d), floating.
       targets: class ids (...) or distributions (..., C), read in blocks.
       bias: b, (C,), floating; −inf masks a class. Without one it is ‖p − y‖ ‖e‖.
+      where: (...), boolean; an example where it is False has norm 0, and is not looked at.
       block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
@@ -159,13 +166,20 @@ def linear_cross_entropy_grad_norms(
 
     Source: Goodfellow 2015, arXiv:1510.01799.
     """
-    rows = Rows.of(features, head, targets, bias, None, block_size)
+    rows, keep = _rows_where(features, head, targets, bias, where, block_size)
     squares = _fold(rows, lambda total, at: total + (at.residual**2).sum(0), jnp.zeros_like(rows.weights))
-    return jnp.sqrt(squares * ((rows.features**2).sum(-1) + (0 if bias is None else 1))).reshape(jnp.shape(features)[:-1])
+    norms = jnp.sqrt(squares * ((rows.features**2).sum(-1) + (0 if bias is None else 1)))
+    return jnp.where(keep, norms, 0).reshape(jnp.shape(features)[:-1])
 
 
 def linear_cross_entropy_grad_gram(
-    features: ArrayLike, head: ArrayLike, targets: ArrayLike, *, bias: ArrayLike | None = None, block_size: int | None = None
+    features: ArrayLike,
+    head: ArrayLike,
+    targets: ArrayLike,
+    *,
+    bias: ArrayLike | None = None,
+    where: ArrayLike | None = None,
+    block_size: int | None = None,
 ) -> jax.Array:
     """The inner products of the gradients of the losses in head and bias, ((p − y)(p − y)ᵀ) ∘ (e eᵀ + 1) (psg-1).
 
@@ -174,6 +188,7 @@ def linear_cross_entropy_grad_gram(
       head: W, (C, d), floating.
       targets: class ids (...) or distributions (..., C), read in blocks.
       bias: b, (C,), floating; −inf masks a class. Without one the + 1 is left out.
+      where: (...), boolean; an example where it is False has gradient 0, and is not looked at.
       block_size: the number of classes in a block; by default 256, or more while a block of logits has at most 2¹⁹ numbers.
 
     Returns:
@@ -184,10 +199,21 @@ def linear_cross_entropy_grad_gram(
 
     Source: Goodfellow 2015, arXiv:1510.01799.
     """
-    rows = Rows.of(features, head, targets, bias, None, block_size)
+    rows, keep = _rows_where(features, head, targets, bias, where, block_size)
     num_rows = rows.features.shape[0]
     residuals = _fold(rows, lambda total, at: total + at.residual.T @ at.residual, jnp.zeros((num_rows, num_rows), rows.features.dtype))
-    return residuals * (rows.features @ rows.features.T + (0 if bias is None else 1))
+    return jnp.where(keep[:, None] & keep[None], residuals * (rows.features @ rows.features.T + (0 if bias is None else 1)), 0)
+
+
+def _rows_where(
+    features: ArrayLike, head: ArrayLike, targets: ArrayLike, bias: ArrayLike | None, where: ArrayLike | None, block_size: int | None
+) -> tuple[Rows, jax.Array]:
+    """The batch as rows, and which of them count, (N,); the class id of one that does not is not looked at."""
+    if where is None:
+        rows = Rows.of(features, head, targets, bias, None, block_size)
+        return rows, jnp.ones_like(rows.label, dtype=bool)
+    keep = _checks.as_mask("where", where, jnp.shape(features)[:-1])
+    return Rows.of(features, head, targets, bias, keep.astype(jnp.float32), block_size), keep.reshape(-1)
 
 
 def linear_cross_entropy_ggn_diagonal(

@@ -228,6 +228,19 @@ def test_an_example_with_weight_0_does_not_count():
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.parametrize("targets", [IDS, SOFT], ids=["ids", "distributions"])
+def test_a_masked_example_has_norm_0_and_is_not_looked_at(targets):
+    x, keep = arrays(jnp.float32, POINT), np.arange(N) != 2
+    y = np.where(keep.reshape(-1, *[1] * (targets.ndim - 1)), targets, -1 if targets.ndim == 1 else np.nan)
+    data = jnp.where(keep[:, None], x["features"], jnp.nan), x["head"], jnp.asarray(y, jnp.int32 if targets.ndim == 1 else jnp.float32)
+    rest = x["features"][keep], x["head"], data[2][keep]
+    norms, gram = (f(*data, bias=x["bias"], where=keep) for f in (jg.linear_cross_entropy_grad_norms, jg.linear_cross_entropy_grad_gram))
+    assert norms[2] == 0
+    assert not gram[2].any()
+    np.testing.assert_allclose(norms[keep], jg.linear_cross_entropy_grad_norms(*rest, bias=x["bias"]), rtol=1e-6)
+    np.testing.assert_allclose(gram[keep][:, keep], jg.linear_cross_entropy_grad_gram(*rest, bias=x["bias"]), rtol=1e-5, atol=1e-5)
+
+
 def test_a_vocabulary_of_131072_takes_32_mib():
     spec = jax.ShapeDtypeStruct
     e, w, ids = spec((2048, 256), jnp.float32), spec((131072, 256), jnp.float32), spec((2048,), jnp.int32)
