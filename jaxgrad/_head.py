@@ -41,6 +41,8 @@ def linear_cross_entropy(
 
     It is `cross_entropy(features @ head.T + bias, targets)`, exact also on confident examples, in the memory of a block
     of logits: the value and derivatives of every order, forward and reverse, in features, head, bias, distributions.
+    Where an example is sure of a class that is not its label, second derivatives are good to the rounding of 1, not of
+    themselves; `linear_cross_entropy_hvp` keeps their digits.
 
     Args:
       features: e, (..., d), floating.

@@ -48,8 +48,9 @@ def linear_cross_entropy_hvp(
 ) -> HeadVector:
     """The Hessian of L = Σ_n w_n ℓ_n in features, head and bias, times a direction (hess-2, hess-3, hess-4).
 
-    It is what `jax.jvp` of the gradient of `linear_cross_entropy` gives, in two passes over the head; what the direction
-    leaves out as None is held, and has no product.
+    It is what `jax.jvp` of the gradient of `linear_cross_entropy` gives, in two passes over the head, and keeps its digits
+    also where an example is sure of a class that is not its label. What the direction leaves out as None is held, and has
+    no product.
 
     Args:
       features: e, (..., d), floating.
