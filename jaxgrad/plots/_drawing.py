@@ -44,9 +44,9 @@ def axes(ax: Axes | None) -> Axes:
 
 
 def colour_bar(ax: Axes, image: Any, label: str) -> None:
-    """The scale of an image beside it."""
+    """The scale of an image beside it, as high as the axes."""
     figure: Any = ax.get_figure()
-    figure.colorbar(image, ax=ax, label=label)
+    figure.colorbar(image, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label=label)
 
 
 def legend(ax: Axes, loc: Any = "best") -> None:

@@ -53,6 +53,6 @@ def spectral_density(density: SpectralDensity, *, eigenpairs: Eigenpairs | None 
     ax.fill_between(at, np.maximum(mean - error, one / 10), mean + error, color=style["color"], alpha=0.3, linewidth=0)
     if eigenpairs is not None:
         ax.errorbar(values[found], np.full(found.sum(), one), xerr=residuals[found], label="extreme eigenvalues", **{**point_style(1), "marker": "v"})
-    ax.set(xlabel="eigenvalue", ylabel="share of eigenvalues per unit", yscale="log", ylim=(one / 10, 10 * (mean + error).max()))
+    ax.set(xlabel="eigenvalue (nats)", ylabel="share of eigenvalues (per nat)", yscale="log", ylim=(one / 10, 10 * (mean + error).max()))
     legend(ax)
     return ax
