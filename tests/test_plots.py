@@ -146,6 +146,7 @@ def test_matrix_takes_operators_and_arrays_and_a_common_limit(ax):
     assert ax.get_images()[0].get_clim() == (-100, 100)
     bar = ax.get_images()[0].colorbar
     assert bar.ax.get_ylabel() == "nats"
+    ax.figure.set_size_inches(3, 6)
     ax.figure.canvas.draw()
     assert (bar.ax.bbox.y0, bar.ax.bbox.height) == pytest.approx((ax.bbox.y0, ax.bbox.height))
     bar.remove()

@@ -49,9 +49,9 @@ def colour_bar(ax: Axes, image: Any, label: str) -> None:
     figure.colorbar(image, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label=label)
 
 
-def legend(ax: Axes, loc: Any = "best") -> None:
+def legend(ax: Axes) -> None:
     """The names of the lines, small and with the data shining through."""
-    ax.legend(loc=loc, fontsize="small", framealpha=0.7)
+    ax.legend(loc="best", fontsize="small", framealpha=0.7)
 
 
 def whole_ticks(*each: Axis) -> None:

@@ -15,6 +15,7 @@ def spectral_density(density: SpectralDensity, *, eigenpairs: Eigenpairs | None 
 
     The curve is blurred by a Gaussian, and the axis begins a little below the height of a single eigenvalue, which is
     where the extreme ones are marked: what lies apart from the bulk is one bump each, with its mark on top.
+    The unit is that of the curvature of a loss; of anything else, set it on the axes.
 
     Args:
       density: of `jaxgrad.spectral_density`, nodes and weights (S, M).

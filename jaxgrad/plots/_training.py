@@ -37,12 +37,13 @@ def top_eigenvalues(steps: ArrayLike, eigenvalues: ArrayLike, *, learning_rate: 
     for number, column in enumerate(values.T):
         ax.plot(x, column, label=f"λ{_subscript(number + 1)}", markevery=max(len(x) // 12, 1), **line_style(number))
     if rate is not None:
-        limit, largest = 2 / rate, values.max(where=np.isfinite(values), initial=0)
+        limit, finite = 2 / rate, np.isfinite(values)
+        least, largest = (f(values, where=finite, initial=0) for f in (np.min, np.max))
         is_far = 0 < 2 * largest < limit.min()
         name = f"2/η{'' if rate.ndim else f' = {limit:.3g}'}{', above the axis' if is_far else ''}"
         ax.plot(x, np.broadcast_to(limit, x.shape), label=name, **neutral())
         if is_far:
-            ax.set_ylim(min(0, np.nanmin(values)), 1.25 * largest)
+            ax.set_ylim(1.25 * least, 1.25 * largest)
     ax.set(xlabel="step", ylabel="eigenvalue of the Hessian (nats)")
     legend(ax)
     return ax
@@ -53,8 +54,8 @@ def convergence(
 ) -> Axes:
     """The gradient norm of several optimisers on a logarithmic axis: a straight line converges linearly, a bend down faster.
 
-    Where one goes more than ten times as far as another, the axis of the costs is logarithmic from the first power of ten
-    on that the shorter does not pass.
+    Where one goes more than ten times as far as another, the axis of the costs is logarithmic beyond the first power of
+    ten that the shorter does not pass.
 
     Args:
       gradient_norms: for each name ‖g‖ before the first iteration and after each, (S,); S may differ.
@@ -78,9 +79,9 @@ def convergence(
         ax.plot(places[name], norms, label=name, markevery=max(len(norms) // 12, 1), **line_style(number))
     ax.set(xlabel=unit, ylabel="gradient norm ‖g‖ (nats)")
     ax.set_yscale("log", nonpositive="mask")
-    ends = [place.max() for place in places.values()]
-    if 0 < 10 * min(ends) < max(ends):
-        ax.set_xscale("symlog", linthresh=10 ** np.ceil(np.log10(min(ends))))
+    shortest, longest = (f((place.max() for place in places.values()), default=0) for f in (min, max))
+    if 0 < 10 * shortest < longest:
+        ax.set_xscale("symlog", linthresh=10 ** np.ceil(np.log10(shortest)))
         ax.set_xlim(left=0)
     legend(ax)
     return ax
