@@ -24,7 +24,7 @@ from jaxgrad.plots._drawing import legend, line_style
 from jaxgrad.verify._curvature_report import embedded_problem
 
 ROWS, CLASSES = 240, 10
-TOKENS, FEATURES, VOCABULARIES = 2048, 256, 2 ** np.arange(10, 18)
+EXAMPLES, FEATURES, VOCABULARIES = 2048, 256, 2 ** np.arange(10, 18)
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -45,7 +45,6 @@ def exact(ax: Axes) -> None:
     slope = lambda loss: jax.grad(lambda z: loss(z, labels).sum())(jnp.asarray(z))[:, 0]
     plots.ulp_errors(lead, {name: verify.ulp_errors(slope(loss), gradient) for name, loss in losses.items()}, bound=4, ax=ax)
     ax.set(title="Exact: p − y in float32", xlabel="lead of the label over the other classes (nats)")
-    legend(ax, "center left")
 
 
 def curvature(ax: Axes) -> None:
@@ -63,16 +62,16 @@ def at_scale(ax: Axes) -> None:
     with_logits = lambda e, w, y: optax.softmax_cross_entropy_with_integer_labels(e @ w.T, y).mean()
     without = lambda e, w, y: jg.linear_cross_entropy(e, w, y).mean()
     shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)
-    ids = jax.ShapeDtypeStruct((TOKENS,), jnp.int32)
+    ids = jax.ShapeDtypeStruct((EXAMPLES,), jnp.int32)
 
     def mebibytes(loss: Callable[..., jax.Array], num_classes: int) -> float:
-        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(shape(TOKENS, FEATURES), shape(num_classes, FEATURES), ids).compile()
+        compiled = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(shape(EXAMPLES, FEATURES), shape(num_classes, FEATURES), ids).compile()
         analysis: Any = compiled.memory_analysis()
         return float(analysis.temp_size_in_bytes) / 2**20
 
     for number, (name, loss) in enumerate({"linear_cross_entropy": without, "optax of the logits": with_logits}.items()):
         ax.plot(VOCABULARIES, [mebibytes(loss, int(c)) for c in VOCABULARIES], label=name, **line_style(number))
-    ax.set(title=f"At scale: a head over {TOKENS} tokens", xlabel="classes", ylabel="temporary memory (MiB)", yscale="log")
+    ax.set(title=f"At scale: a head over {EXAMPLES} examples", xlabel="classes", ylabel="temporary memory (MiB)", yscale="log")
     ax.set_xscale("log", base=2)
     legend(ax)
 

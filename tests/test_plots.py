@@ -144,7 +144,13 @@ def test_matrix_takes_operators_and_arrays_and_a_common_limit(ax):
     plots.matrix(curvature, limit=100.0, label="nats", ax=ax)
     np.testing.assert_allclose(heat(ax), [[12, 0], [0, 48]])
     assert ax.get_images()[0].get_clim() == (-100, 100)
-    assert ax.get_images()[0].colorbar.ax.get_ylabel() == "nats"
+    bar = ax.get_images()[0].colorbar
+    assert bar.ax.get_ylabel() == "nats"
+    ax.figure.set_size_inches(3, 6)
+    ax.figure.canvas.draw()
+    assert (bar.ax.bbox.y0, bar.ax.bbox.height) == pytest.approx((ax.bbox.y0, ax.bbox.height))
+    bar.remove()
+    assert not ax.child_axes
 
 
 def test_gram_matrix_is_sorted_by_class_and_scaled_to_cosines(ax):
@@ -173,6 +179,21 @@ def test_ulp_errors_are_at_their_confidence_and_no_digit_is_at_the_upper_edge(ax
     edge = [line for line in ax.get_lines() if line.get_label().startswith("_") and len(line.get_xdata())]
     assert [list(line.get_xydata()[0]) for line in edge] == [[20, 1]]
     assert edge[0].get_color() == lines(ax)["theirs"].get_color()
+
+
+@pytest.mark.parametrize("where", [slice(0, 20), slice(20, 40)], ids=["left", "right"])
+def test_ulp_errors_keeps_its_legend_off_the_points(where, ax):
+    confidence, errors = (x.ravel() for x in np.meshgrid(np.arange(40)[where], np.geomspace(1, 1e6, 30)))
+    plots.ulp_errors([0, *confidence, 40], {name: [0, *errors, 0] for name in "abcd"}, ax=ax)
+    ax.figure.canvas.draw()
+    points = ax.transData.transform(data(ax)["a"].T)
+    assert not ax.get_legend().get_window_extent().count_contains(points)
+
+
+def test_ulp_errors_of_thousands_of_points_are_an_image_in_vector_formats(ax):
+    for count, expected in ((1000, False), (1001, True)):
+        plots.ulp_errors(np.arange(count), {f"{count}": np.ones(count)}, ax=ax)
+        assert lines(ax)[f"{count}"].get_rasterized() == expected
 
 
 def test_ulp_errors_counts_units_of_the_dtype_that_was_computed_in():
@@ -239,10 +260,17 @@ def test_top_eigenvalues_with_a_constant_rate_and_with_a_schedule(ax):
     drawn = data(ax)
     np.testing.assert_array_equal(drawn["λ₁"], [np.arange(9), STEPS])
     np.testing.assert_array_equal(drawn["λ₂"], [np.arange(9), STEPS / 2])
-    np.testing.assert_array_equal(drawn["2/η"][1], np.full(9, 4.0))
+    np.testing.assert_array_equal(drawn["2/η = 4"][1], np.full(9, 4.0))
     ax.clear()
     plots.top_eigenvalues(np.arange(9), STEPS, learning_rate=STEPS, ax=ax)
     np.testing.assert_array_equal(data(ax)["2/η"][1], 2 / STEPS)
+
+
+@pytest.mark.parametrize(("rate", "name", "has_limit_in_sight"), [(0.3, "2/η = 6.67", True), (0.2, "2/η = 10, above the axis", False)])
+def test_top_eigenvalues_are_not_squeezed_by_a_limit_far_above(rate, name, has_limit_in_sight, ax):
+    plots.top_eigenvalues(np.arange(9), STEPS, learning_rate=rate, ax=ax)
+    assert ax.get_ylim()[1] > STEPS.max()
+    assert (ax.get_ylim()[1] > data(ax)[name][1].max()) == has_limit_in_sight
 
 
 def test_loss_along_has_the_loss_and_its_models(ax):
@@ -296,6 +324,14 @@ def test_convergence_against_iterations_or_what_they_cost(ax):
     plots.convergence(NORMS, costs={"Adam": np.arange(30) * 2, "Newton": [0, 5, 11, 20]}, unit="gradients", ax=ax)
     np.testing.assert_array_equal(data(ax)["Newton"][0], [0, 5, 11, 20])
     assert ax.get_xlabel() == "gradients"
+    assert ax.get_xscale() == "linear"
+
+
+def test_convergence_of_a_few_steps_beside_many_has_room_for_both(ax):
+    plots.convergence({"Newton": NORMS["Newton"], "Adam": 0.97 ** np.arange(300)}, ax=ax)
+    end, last, whole = ax.transAxes.inverted().transform(ax.transData.transform([(3, 1), (299, 1), (0, 1)]))[:, 0]
+    assert 0.1 < end - whole < last == pytest.approx(1, abs=0.05)
+    assert ax.get_xlim()[0] == 0
 
 
 def test_numbers_of_16_bits_are_drawn(ax):

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 
 from jaxgrad.plots._drawing import axes, legend, neutral, numbers, point_style, same_length
 
+MANY = 1000  # points, from which on a vector format holds an image of them
+
 
 def ulp_errors(confidence: ArrayLike, errors: Mapping[str, ArrayLike], *, bound: float | None = None, ax: Axes | None = None) -> Axes:
     """Errors in ULP along the confidence of the rows, one kind of points for each name.
@@ -30,7 +32,7 @@ def ulp_errors(confidence: ArrayLike, errors: Mapping[str, ArrayLike], *, bound:
         same_length(f"errors[{name!r}]", error, len(x), "one for each row")
     ax = axes(ax)
     for number, (name, error) in enumerate(found.items()):
-        style, finite = {**point_style(number), "markersize": 4, "alpha": 0.7}, np.isfinite(error)
+        style, finite = {**point_style(number), "markersize": 4, "alpha": 0.7, "rasterized": len(x) > MANY}, np.isfinite(error)
         ax.plot(x[finite], error[finite], label=name, **style)
         if not finite.all():
             ax.plot(x[~finite], np.ones((~finite).sum()), transform=ax.get_xaxis_transform(), clip_on=False, markerfacecolor="none", **style)
@@ -39,5 +41,5 @@ def ulp_errors(confidence: ArrayLike, errors: Mapping[str, ArrayLike], *, bound:
     largest = max([1.0, bound or 0.0, *(error.max(where=np.isfinite(error), initial=0) for error in found.values())])
     ax.set(xlabel="confidence (nats)", ylabel="error (ULP)", ylim=(0, 10 * largest))
     ax.set_yscale("symlog", linthresh=1)
-    legend(ax, "center right")
+    legend(ax)
     return ax

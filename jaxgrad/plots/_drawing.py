@@ -44,14 +44,14 @@ def axes(ax: Axes | None) -> Axes:
 
 
 def colour_bar(ax: Axes, image: Any, label: str) -> None:
-    """The scale of an image beside it."""
+    """The scale of an image beside it, as high as the axes."""
     figure: Any = ax.get_figure()
-    figure.colorbar(image, ax=ax, label=label)
+    figure.colorbar(image, cax=ax.inset_axes((1.04, 0, 0.05, 1)), label=label)
 
 
-def legend(ax: Axes, loc: Any = "best") -> None:
+def legend(ax: Axes) -> None:
     """The names of the lines, small and with the data shining through."""
-    ax.legend(loc=loc, fontsize="small", framealpha=0.7)
+    ax.legend(loc="best", fontsize="small", framealpha=0.7)
 
 
 def whole_ticks(*each: Axis) -> None:

@@ -31,6 +31,8 @@ def softmax_jacobian(jacobian: Any, *, ax: Axes | None = None) -> Axes:
 def matrix(matrix: Any, *, label: str = "entry", limit: float | None = None, ax: Axes | None = None) -> Axes:
     """Any matrix as a heat map, purple above 0, orange below.
 
+    Panels that share a limit need one colour bar: `ax.get_images()[0].colorbar.remove()` takes one away.
+
     Args:
       matrix: (P, P), an operator with `to_dense()`, such as of `jaxgrad.hessian` over few parameters, or an array.
       label: what an entry is, with its unit, at the colour bar.

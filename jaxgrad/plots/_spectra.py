@@ -15,6 +15,7 @@ def spectral_density(density: SpectralDensity, *, eigenpairs: Eigenpairs | None 
 
     The curve is blurred by a Gaussian, and the axis begins a little below the height of a single eigenvalue, which is
     where the extreme ones are marked: what lies apart from the bulk is one bump each, with its mark on top.
+    The unit is that of the curvature of a loss; of anything else, set it on the axes.
 
     Args:
       density: of `jaxgrad.spectral_density`, nodes and weights (S, M).
@@ -53,6 +54,6 @@ def spectral_density(density: SpectralDensity, *, eigenpairs: Eigenpairs | None 
     ax.fill_between(at, np.maximum(mean - error, one / 10), mean + error, color=style["color"], alpha=0.3, linewidth=0)
     if eigenpairs is not None:
         ax.errorbar(values[found], np.full(found.sum(), one), xerr=residuals[found], label="extreme eigenvalues", **{**point_style(1), "marker": "v"})
-    ax.set(xlabel="eigenvalue", ylabel="share of eigenvalues per unit", yscale="log", ylim=(one / 10, 10 * (mean + error).max()))
+    ax.set(xlabel="eigenvalue (nats)", ylabel="share of eigenvalues (per nat)", yscale="log", ylim=(one / 10, 10 * (mean + error).max()))
     legend(ax)
     return ax

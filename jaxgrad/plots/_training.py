@@ -12,6 +12,8 @@ from jaxgrad.plots._drawing import axes, legend, line_style, neutral, numbers, s
 def top_eigenvalues(steps: ArrayLike, eigenvalues: ArrayLike, *, learning_rate: ArrayLike | None = None, ax: Axes | None = None) -> Axes:
     """The largest eigenvalues of the Hessian along a training, and 2/η, above which gradient descent is not stable.
 
+    Where 2/η is more than twice the largest eigenvalue all the time, the axis leaves it out, and the legend says so.
+
     Args:
       steps: (S,), the number of the step at which each was found.
       eigenvalues: (S,), as of `jaxgrad.sharpness`, or (S, K) for the K largest, the first the largest.
@@ -35,8 +37,14 @@ def top_eigenvalues(steps: ArrayLike, eigenvalues: ArrayLike, *, learning_rate: 
     for number, column in enumerate(values.T):
         ax.plot(x, column, label=f"λ{_subscript(number + 1)}", markevery=max(len(x) // 12, 1), **line_style(number))
     if rate is not None:
-        ax.plot(x, np.broadcast_to(2 / rate, x.shape), label="2/η", **neutral())
-    ax.set(xlabel="step", ylabel="eigenvalue of the Hessian")
+        limit, finite = 2 / rate, np.isfinite(values)
+        least, largest = (f(values, where=finite, initial=0) for f in (np.min, np.max))
+        is_far = 0 < 2 * largest < limit.min()
+        name = f"2/η{'' if rate.ndim else f' = {limit:.3g}'}{', above the axis' if is_far else ''}"
+        ax.plot(x, np.broadcast_to(limit, x.shape), label=name, **neutral())
+        if is_far:
+            ax.set_ylim(1.25 * least, 1.25 * largest)
+    ax.set(xlabel="step", ylabel="eigenvalue of the Hessian (nats)")
     legend(ax)
     return ax
 
@@ -45,6 +53,9 @@ def convergence(
     gradient_norms: Mapping[str, ArrayLike], *, costs: Mapping[str, ArrayLike] | None = None, unit: str = "iteration", ax: Axes | None = None
 ) -> Axes:
     """The gradient norm of several optimisers on a logarithmic axis: a straight line converges linearly, a bend down faster.
+
+    Where one goes more than ten times as far as another, the axis of the costs is logarithmic beyond the first power of
+    ten that the shorter does not pass.
 
     Args:
       gradient_norms: for each name ‖g‖ before the first iteration and after each, (S,); S may differ.
@@ -66,8 +77,12 @@ def convergence(
     ax = axes(ax)
     for number, (name, norms) in enumerate(found.items()):
         ax.plot(places[name], norms, label=name, markevery=max(len(norms) // 12, 1), **line_style(number))
-    ax.set(xlabel=unit, ylabel="gradient norm ‖g‖")
+    ax.set(xlabel=unit, ylabel="gradient norm ‖g‖ (nats)")
     ax.set_yscale("log", nonpositive="mask")
+    shortest, longest = (f((place.max() for place in places.values()), default=0) for f in (min, max))
+    if 0 < 10 * shortest < longest:
+        ax.set_xscale("symlog", linthresh=10 ** np.ceil(np.log10(shortest)))
+        ax.set_xlim(left=0)
     legend(ax)
     return ax
 
