@@ -3,9 +3,10 @@
 What limits a product is how often XLA on a CPU goes over arrays (B, C). From logits it reads 10 and writes 3 of them: two
 maxima, the exponentials, their sum, their products with the vector and with the vector about its mean, the result. `jvp`
 reads 8 and writes 3, so that 0.7 of its time is out of reach without giving up the centring, which is what keeps the
-digits. With p stored one fusion makes two sums and the result, where p · v makes the result alone. A dense matrix of few
-classes costs its 11 small loops, three more than `jacfwd` has, for the place of the heaviest class and a sum rounded once. A damped solve makes the softmax too, and two more sums of
-quotients; of few classes the loops cost more than the arithmetic, for a factorisation of 10 by 10 as well.
+digits. With p stored one fusion makes two sums and the result, where p · v makes the result alone. A dense matrix of
+few classes costs its 11 small loops, three more than `jacfwd` has, for the place of the heaviest class and a sum
+rounded once. A damped solve makes the softmax too, and two more sums of quotients; of few classes the loops cost more
+than the arithmetic, for a factorisation of 10 by 10 as well.
 """
 
 from collections.abc import Mapping, Sequence
