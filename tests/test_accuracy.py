@@ -23,6 +23,8 @@ NUM_CLASSES = {"float32": [1, 2, 10, 100, 1000], "bfloat16": [10], "float16": [1
 if jax.config.jax_enable_x64:
     NUM_CLASSES = {"float64": [2, 10, 100], "float32": [10]}  # the rest is the same program as without x64
 CASES = [(dtype, num_classes) for dtype in NUM_CLASSES for num_classes in NUM_CLASSES[dtype]]
+ROW_CASES = [case for case in CASES if case != ("float32", 100)]  # 10 and 1000 are the same code
+MATRIX_CASES = [case for case in CASES if case[1] <= 100 and case != ("float32", 10)]  # 2 and 100 are
 DENSE = 10  # whole matrices for up to so many classes, and for a few rows of 100
 
 
@@ -243,13 +245,13 @@ def check(name, dtype, num_classes, dense=False):
 
 
 @pytest.mark.parametrize("name", [*OF_ROWS, *OF_TANGENTS])
-@pytest.mark.parametrize(("dtype", "num_classes"), CASES)
+@pytest.mark.parametrize(("dtype", "num_classes"), ROW_CASES)
 def test_error_is_within_the_contract(name, dtype, num_classes):
     check(name, dtype, num_classes)
 
 
 @pytest.mark.parametrize("name", DENSE_OF_ROWS)
-@pytest.mark.parametrize(("dtype", "num_classes"), [case for case in CASES if case[1] <= 100])
+@pytest.mark.parametrize(("dtype", "num_classes"), MATRIX_CASES)
 def test_matrix_is_within_the_contract_and_symmetric_to_the_bit(name, dtype, num_classes):
     check(name, dtype, num_classes, dense=True)
     matrices = computed(dtype, num_classes, True)[0][name]
@@ -257,7 +259,7 @@ def test_matrix_is_within_the_contract_and_symmetric_to_the_bit(name, dtype, num
 
 
 @pytest.mark.parametrize("name", ["cross_entropy of ids", "cross_entropy", "entropy"])
-@pytest.mark.parametrize(("dtype", "num_classes"), CASES)
+@pytest.mark.parametrize(("dtype", "num_classes"), ROW_CASES)
 def test_loss_is_not_negative(name, dtype, num_classes):
     assert (computed(dtype, num_classes, False)[0][name] >= 0).all()
 

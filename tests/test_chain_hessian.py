@@ -196,15 +196,16 @@ def test_a_masked_example_is_inert():
 
 
 def test_products_come_in_the_dtypes_of_the_parameters():
-    given = make((5,), jnp.bfloat16)
-    H = chain_hessian(given)
-    like = H.hessian.like
-    product = H.hessian @ like
+    def products(given):
+        H = jg.chain_hessian(tanh_features, **given)
+        return H.hessian.like, H.hessian @ H.hessian.like, H.inputs @ H.inputs.like, H.features.to_dense(), H.head.to_dense()
+
+    like, product, by_inputs, *dense = jax.eval_shape(products, make((5,), jnp.bfloat16))
     assert jax.tree.structure(product) == jax.tree.structure(like)
     assert {leaf.dtype for leaf in jax.tree.leaves(product)} == {jnp.dtype(jnp.bfloat16)}
     assert product[0]["step"] is None
-    assert (H.inputs @ H.inputs.like)["token"] is None
-    assert H.features.to_dense().dtype == H.head.to_dense().dtype == jnp.float32
+    assert by_inputs["token"] is None
+    assert [matrix.dtype for matrix in dense] == [jnp.float32] * 2
 
 
 def test_the_dense_hessian_of_a_wide_head_is_symmetric_to_the_bit():

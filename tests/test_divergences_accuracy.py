@@ -25,6 +25,7 @@ if jax.config.jax_enable_x64:
     NUM_CLASSES = {"float64": [2, 10]}  # float32 is the same program as without x64
 WIDE = [dtype for dtype in NUM_CLASSES if dtype in ("float32", "float64")]
 CASES = [(dtype, num_classes) for dtype in NUM_CLASSES for num_classes in NUM_CLASSES[dtype]]
+IN_BFLOAT16 = [("float32", 10), ("float16", 10)]  # what takes long to compile with 10 classes is looked at in bfloat16, computed in float32 and rounded
 DRAWS = {2: 6, 10: 2, 100: 1, 1000: 1}  # of every kind of pair
 THIN = {2: 1, 10: 1, 100: 20, 1000: 9}  # of how many rows one has its matrices looked at, or at 1000 classes is there at all
 
@@ -447,9 +448,9 @@ class Suite(NamedTuple):
 
 
 SUITES = {
-    "pairs": Suite(pairs, exact_pairs, OF_PAIRS, CASES),
+    "pairs": Suite(pairs, exact_pairs, OF_PAIRS, [case for case in CASES if case != ("float32", 100)]),  # 10 and 1000 are the same code
     "with temperature": Suite(pairs, exact_with_temperature, WITH_TEMPERATURE, [(dtype, 10) for dtype in WIDE]),
-    "matrices": Suite(thin_pairs, exact_matrices, MATRICES_OF_PAIRS, [case for case in CASES if case[1] <= 100 and case[0] != "float16"]),
+    "matrices": Suite(thin_pairs, exact_matrices, MATRICES_OF_PAIRS, [case for case in CASES if case[1] <= 100 and case not in IN_BFLOAT16]),
     "matrices of JS": Suite(thin_pairs, exact_matrices, MATRICES_OF_JS_BY_JAX, [(dtype, 10) for dtype in WIDE]),
     "targets": Suite(targets, exact_targets, OF_TARGETS, [case for case in CASES if case[1] <= 10 and case[0] != "float16"]),
     "vectors": Suite(vectors, exact_vectors, OF_VECTORS, [case for case in CASES if case[1] <= 100]),
@@ -511,6 +512,6 @@ def test_matrix_is_symmetric_to_the_bit(suite, dtype, num_classes, name):
 
 
 @pytest.mark.parametrize("name", ["kl_divergence", "js_divergence"])
-@pytest.mark.parametrize(("dtype", "num_classes"), CASES)
+@pytest.mark.parametrize(("dtype", "num_classes"), SUITES["pairs"].cases)
 def test_divergence_is_not_negative(name, dtype, num_classes):
     assert (computed("pairs", dtype, num_classes)[name][0] >= 0).all()

@@ -217,7 +217,7 @@ def every_route(of):
         f = lambda x, y: of.value(x, y, where=where)
         results = {"value": f(x, y), "closed gradient": of.grad(x, y, where=where), "closed hessian": of.hessian(x, y, where=where).to_dense()}
         results |= {name: route(f, (0, 1))(x, y) for name, route in FIRST_ORDER.items()}
-        orders = {name: route for name, route in SECOND_ORDER.items() if of is not DIVERGENCES["js_divergence"] or name.startswith("forward")}
+        orders = {name: route for name, route in SECOND_ORDER.items() if of is not DIVERGENCES["js_divergence"] or name == "forward over reverse"}
         return results | {name: jnp.block([list(row) for row in route(f, of.twice)(x, y)]) for name, route in orders.items()}
 
     return routes
@@ -258,7 +258,7 @@ def check_rows(actual, expected, names):
 
 @pytest.mark.parametrize(
     ("name", "transform"),
-    [(name, "vmap") for name in DIVERGENCES] + [(name, "jit") for name in ("kl_divergence", "forward_kl", "kl_divergence_probs")],
+    [(name, "vmap") for name in DIVERGENCES] + [(name, "jit") for name in ("kl_divergence", "kl_divergence_probs")],
 )
 def test_value_and_every_derivative(name, transform):
     of = DIVERGENCES[name]
@@ -473,10 +473,9 @@ def test_class_ids_are_no_distribution(f):
     ],
 )
 def test_argnums_are_those_of_jax_grad(gradient):
-    first, second = gradient(argnums=(0, 1))
-    for mine, expected in [(gradient(argnums=1), second), (gradient(argnums=0), first), (gradient(argnums=[1])[0], second)]:
-        np.testing.assert_array_equal(mine, expected)
-    np.testing.assert_array_equal(gradient(argnums=(1, 0))[1], first)
+    (first, second), *mine = jax.jit(lambda: [gradient(argnums=n) for n in ((0, 1), 0, 1, [1], (1, 0))])()
+    for one, expected in zip(jax.tree.leaves(mine), (first, second, second, second, first), strict=True):
+        np.testing.assert_array_equal(one, expected)
     for wrong in (4, -1, (0, 4)):
         with pytest.raises(ValueError, match="argnums: expected numbers from 0 to"):
             gradient(argnums=wrong)

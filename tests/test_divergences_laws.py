@@ -81,7 +81,7 @@ DIVERGENCES = {
     ),
     "gaussian_kl": Divergence(jg.gaussian_kl, jg.gaussian_kl_grad, jg.gaussian_kl_hessian, plain_gaussian, "Gaussians", ALL),
 }
-OPERATORS = [name for name in DIVERGENCES if name != "gaussian_kl"]
+OPERATORS = [name for name in DIVERGENCES if name not in ("gaussian_kl", "kl_divergence at T = 2.5")]
 PAIRS = [name for name in OPERATORS if DIVERGENCES[name].twice == (0, 1)]
 
 
@@ -212,8 +212,8 @@ ROUTES = {
     },
 }
 ORACLE = {1: fwd, 2: lambda f, n: fwd(fwd(f, n), n), 3: lambda f, n: fwd(fwd(fwd(f, n), n), n)}
-ONCE = {"forward over reverse", "reverse over reverse", "forward over forward over reverse"}  # enough where compiling takes long
-EVERY_ROUTE = {(name, order) for name in DIVERGENCES for order in (1, 2)} - {("js_divergence", 2)} | {("kl_divergence", 3)}
+ONCE = {"forward over reverse", "reverse over reverse", "forward over forward over reverse"}  # the other routes of the rest are in test_divergences_edges
+EVERY_ROUTE = {(name, 1) for name in DIVERGENCES} | {("kl_divergence", 2), ("kl_divergence", 3)}
 FEWER_ARGUMENTS = {("js_divergence", 3): (0,), ("gaussian_kl", 3): (1, 3)}
 ROWS = 8
 

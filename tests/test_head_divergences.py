@@ -196,7 +196,7 @@ def test_kl_keeps_its_digits_near_and_far_and_on_confident_examples(distance, le
 def test_kl_of_equal_models_is_0_and_so_are_its_gradients():
     x = arrays(jnp.float32, example(SHAPES))
     both = {**x, **{f"q_{name}": value + 0 for name, value in x.items()}}
-    value, gradient = jax.jit(lambda x: (our_kl(x), jax.grad(lambda x: our_kl(x).sum())(x)))(both)
+    value, gradient = VALUE_AND_GRADIENT["kl"](both)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves((value, gradient)))
 
 
@@ -217,18 +217,23 @@ def test_kl_past_the_largest_exponential():
     assert np.isfinite(by_p).all()
 
 
+@jax.jit
+def dense_and_ours_of(x, moved):
+    """KL, its gradient in what is moved and a second derivative along ones, of the dense function and of ours."""
+    dense = lambda x: jg.kl_divergence(logits(x), logits(x, "q_"), temperature=T)
+    total = lambda kl: lambda y: kl({**x, **y}).sum()
+    orders = lambda f: (jax.grad(f)(moved), jax.jvp(jax.grad(f), (moved,), (jax.tree.map(jnp.ones_like, moved),))[1])
+    return [(kl({**x, **moved}), orders(total(kl))) for kl in (dense, our_kl)]
+
+
 @pytest.mark.parametrize("masked", ["both", "p", "q"])
 def test_a_class_of_bias_minus_infinity(masked, widest_dtype):
     x, out = arrays(widest_dtype, example(PAIR)), np.arange(C) % 3 == 0
     for name in ("bias", "q_bias"):
         if masked == "both" or (name == "q_bias") == (masked == "q"):
             x[name] = jnp.where(out, -jnp.inf, x[name])
-    dense = lambda x: jg.kl_divergence(logits(x), logits(x, "q_"), temperature=T)
     of_q = {name: x[name] for name in ("q_features", "q_head", "q_bias")}
-    of = of_q if masked == "q" else x  # +inf: derivatives in the arrays of p are not finite
-    total = lambda kl: lambda y: kl({**x, **y}).sum()
-    orders = lambda f, y: (jax.grad(f)(y), jax.jvp(jax.grad(f), (y,), (jax.tree.map(jnp.ones_like, y),))[1])
-    expected, found = jax.jit(lambda y: [(kl({**x, **y}), orders(total(kl), y)) for kl in (dense, our_kl)])(of)
+    expected, found = dense_and_ours_of(x, of_q if masked == "q" else x)  # +inf: derivatives in the arrays of p are not finite
     assert np.isinf(found[0]).all() == (masked == "q")
     if masked == "q":
         np.testing.assert_array_equal(found[0], np.inf)
@@ -282,8 +287,8 @@ def test_confident_examples_keep_their_digits():
     p = np.exp(-lead) / (1 + others)
     for loss in (jg.linear_sparse_cross_entropy, jg.linear_sparse_forward_kl):
         value = lambda e, w, loss=loss: loss(e, w, ids, probs, block_size=4)
-        np.testing.assert_allclose(value(features, head), np.log1p(others), rtol=1e-5)
-        by_features, by_head = jax.jacrev(value, (0, 1))(features, jnp.asarray(head))
+        loss_of_each, (by_features, by_head) = jax.jit(lambda *x, value=value: (value(*x), jax.jacrev(value, (0, 1))(*x)))(features, head)
+        np.testing.assert_allclose(loss_of_each, np.log1p(others), rtol=1e-5)
         np.testing.assert_allclose(np.diagonal(by_features[..., 0]), -others / (1 + others), rtol=1e-5)
         np.testing.assert_allclose(by_head[:, 1, 0], p * lead, rtol=1e-5)
         np.testing.assert_allclose(by_head[:, 0, 0], -(C - 1) * p * lead, rtol=1e-5)
@@ -306,15 +311,23 @@ def test_a_masked_example_is_0_and_not_looked_at(name):
     assert all(np.isfinite(leaf).all() for leaf in (*jax.tree.leaves(gradient), product["head"], product["bias"]))
 
 
+@jax.jit
+def every_order_in_features(x, ids):
+    def orders(loss):
+        gradient = jax.grad(lambda e: loss(e).sum())
+        return loss(x["features"]), gradient(x["features"]), jax.jvp(gradient, (x["features"],), (x["features"],))[1]
+
+    return [orders(lambda e, ours=ours: ours({**x, "features": e}, ids=ids)) for ours in (our_cross_entropy, our_forward_kl)]
+
+
 @pytest.mark.parametrize("bad", [-1, C, 2**31 - 1])
 def test_a_class_id_out_of_range_raises_or_makes_nan(bad):
     x, ids = arrays(jnp.float32, example(FEW)), IDS.at[2, 1].set(bad)
     for ours in (our_cross_entropy, our_forward_kl):
         with pytest.raises(IndexError, match=rf"ids\[2\]\[1\]: expected a class id from 0 to {C - 1}, got {bad}"):
             ours(x, ids=ids)
-        gradient = lambda e, ids, ours=ours: jax.grad(lambda e: ours({**x, "features": e}, ids=ids).sum())(e)
-        program = lambda e, ids, ours=ours: (ours({**x, "features": e}, ids=ids), gradient(e, ids), jax.jvp(lambda e: gradient(e, ids), (e,), (e,))[1])  # noqa: B023
-        for found in jax.jit(program)(x["features"], ids):
+    for orders in every_order_in_features(x, ids):
+        for found in orders:
             assert (np.isnan(np.reshape(found, (N, -1))).all(-1) == (np.arange(N) == 2)).all()
 
 
@@ -349,12 +362,13 @@ def test_heads_may_be_mapped_over():
     np.testing.assert_allclose(each[1], plain_kl({**x, "q_head": heads[1]}), rtol=1e-5)
 
 
+VALUE_AND_GRADIENT = {name: jax.jit(lambda x, ours=ours: (ours(x), jax.grad(lambda x: ours(x).sum())(x))) for name, (_, _, ours) in FUNCTIONS.items()}
+
+
 @pytest.mark.parametrize("name", ["kl", "forward kl"])
 def test_narrow_inputs_are_computed_with_in_float32(name, narrow_dtype):
-    shapes, _, ours = FUNCTIONS[name]
-    x = arrays(narrow_dtype, example(shapes))
-    value_and_gradient = jax.jit(lambda x: (ours(x), jax.grad(lambda x: ours(x).sum())(x)))
-    (loss, gradient), (wide_loss, wide_gradient) = value_and_gradient(x), value_and_gradient(arrays(jnp.float32, x))
+    x = arrays(narrow_dtype, example(FUNCTIONS[name][0]))
+    (loss, gradient), (wide_loss, wide_gradient) = (VALUE_AND_GRADIENT[name](given) for given in (x, arrays(jnp.float32, x)))
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, wide_loss, rtol=1e-6)
     for key, found in gradient.items():
@@ -362,21 +376,27 @@ def test_narrow_inputs_are_computed_with_in_float32(name, narrow_dtype):
         np.testing.assert_allclose(found.astype(jnp.float32), wide_gradient[key], rtol=float(jnp.finfo(narrow_dtype).eps), atol=1e-6)
 
 
-@pytest.mark.parametrize(("axis_type", "head_spec"), [(AxisType.Auto, P("vocab")), (AxisType.Explicit, P())], ids=["auto", "explicit"])
-def test_sharded_arrays_under_jit(axis_type, head_spec):
+def all_losses_and_derivatives(x, ids):
+    total = lambda x: (our_kl(x) + our_forward_kl(x, ids=ids) + our_logsumexp(x) ** 2).sum()
+    return total(x), jax.grad(total)(x), jax.jvp(jax.grad(total), (x,), (x,))[1]
+
+
+@functools.cache
+def on_one_device():
+    """Arrays, ids and what they give."""
     rng = np.random.default_rng(5)
     shapes = {"features": (8, D), "head": (52, D), "bias": (52,), "q_features": (8, 3), "q_head": (52, 3), "q_bias": (52,), "probs": (8, K)}
     x, ids = arrays(jnp.float32, {name: rng.normal(size=shape) for name, shape in shapes.items()}), jnp.asarray(rng.integers(0, 52, (8, K)), jnp.int32)
+    return x, ids, jax.jit(all_losses_and_derivatives)(x, ids)
 
-    def results(x, ids):
-        total = lambda x: (our_kl(x) + our_forward_kl(x, ids=ids) + our_logsumexp(x) ** 2).sum()
-        return total(x), jax.grad(total)(x), jax.jvp(jax.grad(total), (x,), (x,))[1]
 
-    expected = jax.jit(results)(x, ids)
+@pytest.mark.parametrize(("axis_type", "head_spec"), [(AxisType.Auto, P("vocab")), (AxisType.Explicit, P())], ids=["auto", "explicit"])
+def test_sharded_arrays_under_jit(axis_type, head_spec):
+    x, ids, expected = on_one_device()
     mesh = jax.make_mesh((2, 2), ("data", "vocab"), axis_types=(axis_type,) * 2)
     with jax.set_mesh(mesh):
         put = lambda value: jax.device_put(value, NamedSharding(mesh, P("data") if value.shape[0] == 8 else head_spec))
-        found = jax.jit(results)(jax.tree.map(put, x), put(ids))
+        found = jax.jit(all_losses_and_derivatives)(jax.tree.map(put, x), put(ids))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-4), found, expected)
 
 
