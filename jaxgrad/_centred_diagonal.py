@@ -14,10 +14,11 @@ from jaxgrad import _checks
 from jaxgrad._exponentials import split_at_heaviest
 from jaxgrad._linear import LinearMap
 from jaxgrad._operators import LinearOperator
+from jaxgrad._pytrees import pytree
 from jaxgrad._softmax import _softmax, deviation, deviation_transpose, jacobian_product, zero_sum_product
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class CentredDiagonal(LinearOperator):
     """(I − p 1ᵀ) diag(w) (I − 1 qᵀ), diagonal plus rank two: p = softmax(`left`), q = softmax(`right`), w = `weights`, (..., C) each.

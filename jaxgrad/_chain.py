@@ -21,9 +21,10 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._cross_entropy import cross_entropy, cross_entropy_grad
 from jaxgrad._display import Displayed
+from jaxgrad._pytrees import pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class ChainGradients(Displayed):
     """The losses ℓ_n (...), and the derivatives of L = Σ_n w_n ℓ_n in each quantity of the chain, in its shape and dtype.

@@ -25,6 +25,7 @@ from jaxgrad._display import Displayed
 from jaxgrad._head_hessian import HeadHessian, as_tuple, in_form_of, logits_along, weighted_jacobian
 from jaxgrad._operators import SymmetricOperator
 from jaxgrad._pytree_operators import PytreeOperator
+from jaxgrad._pytrees import pytree
 from jaxgrad._softmax import deviation, softmax
 from jaxgrad._softmax_jacobian import SoftmaxJacobian
 
@@ -63,7 +64,7 @@ def chain_hessian(
     return ChainHessian(Chain(feature_fn, params, inputs, of_head, link, r, jacobian))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class FeatureHessian(SymmetricOperator):
     """Wᵀ J W for each example (hess-2): matrices (..., d, d), the Fisher metric of feature space."""
@@ -114,7 +115,7 @@ class FeatureHessian(SymmetricOperator):
         return deviation(self.jacobian.logits, jnp.broadcast_to(column, self.jacobian.logits.shape))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Chain:
     """The chain at one point with what all its blocks are made of; features (..., d) are functions of floating leaves."""
@@ -144,7 +145,7 @@ class Chain:
         return mask_features(self.feature_fn(params, inputs).astype(self.link.head.dtype), self.link.where)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class ChainGaussNewton(PytreeOperator):
     """G = J_zᵀ J J_z over (θ, W) or (θ, W, b) (hess-7): positive semi-definite if no w_n Σy is negative.
@@ -169,7 +170,7 @@ class ChainGaussNewton(PytreeOperator):
         return (pull_back(jnp.matmul(s, link.head)), *as_tuple(in_form_of(self.chain.of_head, *sum_of_outer_products(s, link.features))))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class ChainResidual(PytreeOperator):
     """T = Σ_{n,k} r_nk ∇²z_nk over (θ, W) or (θ, W, b) (hess-7): what the Hessian has beyond Gauss–Newton.
@@ -194,7 +195,7 @@ class ChainResidual(PytreeOperator):
         return (by_params, *as_tuple(in_form_of(self.chain.of_head, by_head, jnp.zeros_like(by_head[:, 0]))))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class InputHessian(PytreeOperator):
     """∇²_x L over the inputs, a pytree of leaves (...) of which those that are not floating are None."""
@@ -215,7 +216,7 @@ class InputHessian(PytreeOperator):
         return _derivative_of_pull(self.chain.features_of_inputs, self.like, tree, c, c_dot)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class ChainHessian(Displayed):
     """The second derivatives of L = Σ_n w_n ℓ_n in each quantity of the chain; the weights w, (...), are in all of them."""

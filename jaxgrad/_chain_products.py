@@ -15,9 +15,10 @@ from jax.typing import ArrayLike
 from jaxgrad._display import Displayed
 from jaxgrad._head import linear_cross_entropy
 from jaxgrad._head_products import HeadVector, linear_cross_entropy_ggn_product, linear_cross_entropy_hvp
+from jaxgrad._pytrees import pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class ChainVector(Displayed):
     """A direction in the parameters of the features (..., d), the head (C, d) and the bias (C,), or a product."""

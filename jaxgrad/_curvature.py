@@ -22,10 +22,11 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._cross_entropy import cross_entropy_grad
 from jaxgrad._pytree_operators import PytreeOperator
+from jaxgrad._pytrees import pytree
 from jaxgrad._softmax_jacobian import SoftmaxJacobian
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Hessian(PytreeOperator):
     """θ̇ ↦ d/dθ (∇L) θ̇."""
@@ -43,7 +44,7 @@ class Hessian(PytreeOperator):
         return _apply(self.product, tree)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class GaussNewton(PytreeOperator):
     """Jᵀ M J for the Jacobian J of the outputs in the parameters, and a symmetric M on the outputs."""

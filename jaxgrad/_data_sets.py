@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 
 from jaxgrad import _checks
 from jaxgrad._pytree_operators import PytreeOperator, ravel, unravel, wide_dtype
+from jaxgrad._pytrees import pytree
 
 OperatorFn = Callable[[Any, Any, jax.Array], PytreeOperator]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -93,7 +94,7 @@ def streamed_curvature(
     return _Streamed(operator_fn, jax.tree.map(jnp.asarray, params), batches, weights_fn, progress)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class _Batched(PytreeOperator):
     """The sum over slices of the data, scanned."""

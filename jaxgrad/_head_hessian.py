@@ -16,6 +16,7 @@ from jaxgrad import _checks
 from jaxgrad._chain import HeadLink, example_weights, head_link, sum_of_outer_products, with_one_for_bias
 from jaxgrad._cross_entropy import cross_entropy_hessian
 from jaxgrad._pytree_operators import PytreeOperator, as_vectors
+from jaxgrad._pytrees import pytree
 from jaxgrad._softmax_jacobian import SoftmaxJacobian, StoredSoftmaxJacobian
 
 FEATURES_AT_ONCE = 8  # more would not stay in the cache
@@ -60,7 +61,7 @@ def weighted_jacobian(link: HeadLink, targets: ArrayLike, weights: jax.Array) ->
     return dataclasses.replace(hessian, scale=weights * hessian.scale)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class HeadHessian(PytreeOperator):
     """Σ_n J_n ⊗ e_n e_nᵀ with `jacobian` J, (..., C, C), and `features` e, (..., d), over `parameters`: W, or the pair (W, b)."""
@@ -131,7 +132,7 @@ class HeadHessian(PytreeOperator):
         return isinstance(self.parameters, tuple)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class KroneckerHessian(PytreeOperator):
     """A ⊗ S over `parameters`, W (C, d) or the pair (W, b), for leaves (...): V ↦ A V S, where a bias is one more column of V.

@@ -24,9 +24,10 @@ from jaxgrad import _checks
 from jaxgrad._blocks import Block, begins, block_of, block_size_for, finite, varying_alike
 from jaxgrad._display import Displayed
 from jaxgrad._exponentials import two_difference
+from jaxgrad._pytrees import pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class HeadVector(Displayed):
     """A direction in the features (..., d), the head (C, d) and the bias (C,), or a product; None for what is held."""
@@ -102,7 +103,7 @@ def linear_cross_entropy_ggn_product(
     return _checked_product(features, head, targets, along, bias, weights, block_size, residual=False)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """A checked batch as rows: e (N, d), W (C, d), b (C,), y (N,) or (N, C), w (N,), and a class (N,), the heaviest in y."""

@@ -20,9 +20,10 @@ from jaxgrad._blocks import begins, block_of, block_size_for, varying_alike
 from jaxgrad._display import Displayed
 from jaxgrad._exponentials import log1p
 from jaxgrad._head_products import HeadVector, Rows, heaviest_of, residuals
+from jaxgrad._pytrees import pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class HeadLogProbs(Displayed):
     """Of each example (...): log Σ e^z, the entropy, the log-probabilities of the ids asked for, and the k largest with their classes."""

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from jaxgrad import _checks
 from jaxgrad._display import Displayed
 from jaxgrad._pytree_operators import PytreeOperator, same_structure, wide_dtype
+from jaxgrad._pytrees import pytree
 
 
 def damped_solve(
@@ -76,7 +77,7 @@ def damped_solve(
     return solution
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class CurvatureState(Displayed):
     """State of `scale_by_curvature`: steps taken, λ of the next one, ρ of the last (NaN without value_fn); scalars, (...) under `vmap`."""

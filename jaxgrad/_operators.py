@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 
 from jaxgrad import _checks
 from jaxgrad._display import Displayed
+from jaxgrad._pytrees import pytree
 
 
 class LinearOperator(Displayed, abc.ABC):
@@ -83,7 +84,7 @@ class SymmetricOperator(LinearOperator):
         return self
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Diagonal(SymmetricOperator):
     """diag(values): `values` (..., C) holds the diagonals as computed, at least float32; results come in `result_dtype`."""
@@ -126,7 +127,7 @@ class Diagonal(SymmetricOperator):
         return jnp.where(eye, self.values[..., None], 0).astype(self.dtype)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class PairHessian(Displayed):
     """The Hessian of a function of two arguments (..., C) each, in blocks (..., C, C): [[first, mixed], [mixedᵀ, second]]."""

@@ -20,6 +20,7 @@ from jaxgrad import _checks
 from jaxgrad._chain import head_link, sum_of_outer_products, with_one_for_bias
 from jaxgrad._cross_entropy import cross_entropy_grad
 from jaxgrad._display import Displayed
+from jaxgrad._pytrees import pytree
 
 
 def per_example_gradients(
@@ -54,7 +55,7 @@ def per_example_gradients(
     return PerExampleGradients(cross_entropy_grad(link.logits, targets, where=where), link.features, bias is not None)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class PerExampleGradients(Displayed):
     """Gradients g_n = r_n e_nᵀ as their factors `residuals` (..., C) and `features` (..., d), all at least float32.

@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 
 from jaxgrad import _checks
 from jaxgrad._display import Displayed
+from jaxgrad._pytrees import pytree
 
 COLUMNS_AT_ONCE = 64
 
@@ -103,7 +104,7 @@ class PytreeOperator(Displayed, abc.ABC):
         return -1.0 * self
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Sum(PytreeOperator):
     """first + second."""
@@ -136,7 +137,7 @@ class Sum(PytreeOperator):
         return self.first.to_dense() + self.second.to_dense()
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Multiple(PytreeOperator):
     """factor · operator."""

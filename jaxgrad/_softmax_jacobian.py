@@ -25,6 +25,7 @@ from jaxgrad._exponentials import UNIT, Split, split_at_heaviest, with_rounded_s
 from jaxgrad._jacobian_products import damped_solution, is_at, pseudo_solution, root_product, root_transpose_product, stored_product
 from jaxgrad._linear import Arrays
 from jaxgrad._operators import SymmetricOperator
+from jaxgrad._pytrees import pytree
 from jaxgrad._secular import eigenpairs
 from jaxgrad._softmax import deviation, jacobian_product, log_probs, scaled_jacobian_product, softmax
 
@@ -52,7 +53,7 @@ def softmax_jacobian(logits: ArrayLike) -> "SoftmaxJacobian":
     return SoftmaxJacobian(z, jnp.ones(z.shape[:-1], _checks.compute_dtype(z)))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class SoftmaxJacobian(SymmetricOperator):
     """scale · (diag(p) − p pᵀ) with p = softmax(logits): `logits` (..., C), `scale` (...).
@@ -252,7 +253,7 @@ class SoftmaxJacobian(SymmetricOperator):
         return num_largest
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class StoredSoftmaxJacobian(SymmetricOperator):
     """scale · (diag(p) − p pᵀ) with p computed: `probs` (..., C), where it is largest `heaviest` (..., 1), 1 − p there, `scale` (...)."""

@@ -19,11 +19,12 @@ from jaxgrad._curvature import GaussNewton, hessian
 from jaxgrad._display import Displayed
 from jaxgrad._operators import SymmetricOperator
 from jaxgrad._pytree_operators import PytreeOperator, ravel, unravel, wide_dtype
+from jaxgrad._pytrees import pytree
 
 Operator = PytreeOperator | SymmetricOperator
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Estimate(Displayed):
     """A mean over random vectors with its standard error, each of any shape (...) or a pytree."""
@@ -32,7 +33,7 @@ class Estimate(Displayed):
     standard_error: Any
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Eigenpairs(Displayed):
     """K eigenvalues (K,), the largest first, with unit vectors and ‖A v − λ v‖ for each, (K,).
@@ -45,7 +46,7 @@ class Eigenpairs(Displayed):
     residual_norms: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class SpectralDensity(Displayed):
     """Nodes t and weights w, (S, M) each: for each of S random vectors a measure of total weight 1 on the spectrum.

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 from jaxgrad._curvature import as_parameters, scalar
 from jaxgrad._display import Displayed
 from jaxgrad._pytree_operators import as_vectors
+from jaxgrad._pytrees import pytree
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class TaylorExpansion(Displayed):
     """The terms of L(u + δ) about u, scalars of shape (); with `jax.vmap` over steps they are (...)."""

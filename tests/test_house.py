@@ -13,7 +13,7 @@ import jaxgrad
 PACKAGE = Path(jaxgrad.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-GROUND = {"_checks", "_display", "_exponentials", "_linear", "_operators"}
+GROUND = {"_checks", "_display", "_exponentials", "_linear", "_operators", "_pytrees"}
 SOFTMAX = GROUND | {"_softmax", "_softmax_jacobian"}
 COMPARED = SOFTMAX | {"_bregman", "_comparison", "_centred_diagonal"}
 LOSSES = COMPARED | {"_cross_entropy", "_binary_cross_entropy", "_divergences", "_probability_divergences", "_model_divergences", "_gaussian_kl"}
@@ -25,8 +25,9 @@ MAY_IMPORT = {
     "_display": set(),
     "_exponentials": set(),
     "_linear": {"_checks"},
-    "_operators": {"_checks", "_display"},
-    "_pytree_operators": {"_checks", "_display"},
+    "_pytrees": set(),
+    "_operators": {"_checks", "_display", "_pytrees"},
+    "_pytree_operators": {"_checks", "_display", "_pytrees"},
     "_softmax": GROUND,
     "_secular": set(),
     "_jacobian_products": GROUND | {"_softmax"},
@@ -52,9 +53,9 @@ MAY_IMPORT = {
     "_head_sparse": GROUND | {"_blocks"},
     "_head_divergences": GROUND | {"_blocks", "_bregman"},
     "_curvature": SOFTMAX | {"_cross_entropy", "_pytree_operators"},
-    "_data_sets": {"_checks", "_pytree_operators"},
-    "_newton": {"_checks", "_display", "_pytree_operators"},
-    "_taylor": {"_curvature", "_display", "_pytree_operators"},
+    "_data_sets": {"_checks", "_pytree_operators", "_pytrees"},
+    "_newton": {"_checks", "_display", "_pytree_operators", "_pytrees"},
+    "_taylor": {"_curvature", "_display", "_pytree_operators", "_pytrees"},
     "_spectrum": GROUND | {"_curvature", "_pytree_operators"},
     "__init__": EVERYTHING,
     "__main__": EVERYTHING,
