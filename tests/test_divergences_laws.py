@@ -213,7 +213,7 @@ ROUTES = {
 }
 ORACLE = {1: fwd, 2: lambda f, n: fwd(fwd(f, n), n), 3: lambda f, n: fwd(fwd(fwd(f, n), n), n)}
 ONCE = {"forward over reverse", "reverse over reverse", "forward over forward over reverse"}  # the other routes of the rest are in test_divergences_edges
-EVERY_ROUTE = {(name, 1) for name in DIVERGENCES} | {("kl_divergence", 2), ("kl_divergence", 3)}
+EVERY_ROUTE = {(name, 1) for name in DIVERGENCES} | {("kl_divergence", 2), ("gaussian_kl", 2), ("kl_divergence", 3)}
 FEWER_ARGUMENTS = {("js_divergence", 3): (0,), ("gaussian_kl", 3): (1, 3)}
 ROWS = 8
 
