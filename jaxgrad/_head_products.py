@@ -128,9 +128,8 @@ class Rows:
             scale = _checks.as_floating("weights", weights).astype(wide)
             _checks.same_shape("weights", scale, e.shape[:-1], "one for each example")
         if ids:
-            counts = scale != 0
-            _checks.ids_in_range("targets", y, w.shape[0], counts)
-            scale = jnp.where(counts & ((y < 0) | (y >= w.shape[0])), jnp.nan, scale)
+            _checks.ids_in_range("targets", y, w.shape[0], None if weights is None else scale != 0)
+            scale = jnp.where((scale != 0) & ((y < 0) | (y >= w.shape[0])), jnp.nan, scale)
             y = label = jnp.clip(y, 0, w.shape[0] - 1).astype(jnp.int32).reshape(-1)
         else:
             y = y.reshape(-1, w.shape[0])

@@ -15,7 +15,7 @@ Class = TypeVar("Class", bound=type)
 
 
 def pytree(cls: Class) -> Class:
-    """Register a dataclass, and give it back."""
+    """Register a dataclass, whose leaves may have any shapes (...), and give it back."""
     fields = dataclasses.fields(cls)
     leaves = [field.name for field in fields if not field.metadata.get("static")]
     static = [field.name for field in fields if field.metadata.get("static")]

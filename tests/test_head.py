@@ -86,13 +86,13 @@ def test_ragged_sizes(num_rows, num_classes, width, widest_dtype):
         jax.tree.map(assert_same, mine, expected)
 
 
-def arrays_of(jaxpr):
-    """The shapes of all that a program computes, and what it calls."""
+def arrays_of(jaxpr, kind=np.generic):
+    """The shapes of all that a program computes, and what it calls, as far as the dtype is of a kind."""
     for equation in jaxpr.eqns:
-        yield from (variable.aval.shape for variable in equation.outvars)
+        yield from (variable.aval.shape for variable in equation.outvars if jnp.issubdtype(variable.aval.dtype, kind))
         for leaf in jax.tree.leaves(equation.params, is_leaf=lambda x: isinstance(x, ClosedJaxpr | Jaxpr)):
             if isinstance(leaf, ClosedJaxpr | Jaxpr):
-                yield from arrays_of(getattr(leaf, "jaxpr", leaf))
+                yield from arrays_of(getattr(leaf, "jaxpr", leaf), kind)
 
 
 @pytest.mark.parametrize("ids", [IDS, None], ids=["ids", "distributions"])
@@ -263,6 +263,9 @@ def test_boolean_distributions_are_class_ids():
     x = arrays(jnp.float32)
     loss = jg.linear_cross_entropy(x["features"], x["head"], jax.nn.one_hot(IDS, C, dtype=jnp.bool_), block_size=4)
     np.testing.assert_allclose(loss, jg.linear_cross_entropy(x["features"], x["head"], IDS), rtol=1e-6)
+    gradient = jax.value_and_grad(lambda e, y: jg.linear_cross_entropy(e, x["head"], y, block_size=2).sum())
+    program = jax.make_jaxpr(gradient)(x["features"], jnp.ones((N, C), bool)).jaxpr
+    assert max(np.prod(shape, dtype=int) for shape in arrays_of(program, jnp.floating)) < N * C  # they are not copied
 
 
 @pytest.mark.parametrize(

@@ -268,6 +268,8 @@ def test_a_class_id_out_of_range_raises_or_makes_nan():
     x, v, ids = arrays(jnp.float32, POINT), jg.HeadVector(**arrays(jnp.float32, ALONG)), jnp.asarray(IDS).at[2].set(C)
     with pytest.raises(IndexError, match=r"targets\[2\]: expected a class id from 0 to 22, got 23"):
         jg.linear_cross_entropy_hvp(x["features"], x["head"], ids, v, bias=x["bias"])
+    with pytest.raises(IndexError, match=r"targets\[2\]"):  # they are known, though the features are not
+        jax.jit(lambda e: jg.linear_cross_entropy_ggn_diagonal(e, x["head"], ids).head)(x["features"])
     product, norms = jax.jit(
         lambda x, ids: (
             jg.linear_cross_entropy_hvp(x["features"], x["head"], ids, v, bias=x["bias"]),
