@@ -50,6 +50,12 @@ def test_ratios_are_formed_within_a_round(lasting):
     assert [str(verdict) for verdict in row.verdicts] == ["10.00 > 9x peer: missed", "10.00 ≤ 10x peer: met"]
 
 
+@pytest.mark.parametrize(("of_cpu", "expected"), [(False, "2.00 ≤ 2x peer: met"), (True, "3.00 > 2x peer, CPU time: missed")])
+def test_a_target_is_of_the_clock_or_of_the_cores(of_cpu, expected):
+    samples = {"ours": np.array([[2.0, 4.0], [9.0, 3.0]]), "peer": np.array([[1.0, 2.0], [3.0, 1.0]])}
+    assert str(Target(2.0, "peer", of_cpu).on("ours", samples)) == expected
+
+
 def test_the_best_peer_is_the_fastest(lasting):
     result = timing_case(ours={"ours": lasting(3)}, peers={"slow": lasting(2), "fast": lasting(1)}).measure(ONCE)
     assert (result.best_peer, result.rows[0].over_best_peer.median) == ("fast", 3)
